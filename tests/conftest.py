@@ -1,0 +1,38 @@
+"""Fixtures shared by all tests: reference vectors, seeds and a quiet machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import pytest
+
+GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
+SMALL_GOLDENS = Path(__file__).resolve().parent / "data"
+
+
+@pytest.fixture
+def golden():
+    """Load a file of reference inputs and outputs as a dict of arrays; skip where the collection is absent."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        for folder in (SMALL_GOLDENS, GOLDENS):
+            path = folder / f"{name}.npz"
+            if path.exists():
+                with np.load(path) as file:
+                    return {key: file[key] for key in file.files}
+        pytest.skip(f"reference vectors {name}.npz are not here (expected beside the repository in shared/goldens)")
+
+    return load
+
+
+def relative_error(actual, expected) -> float:
+    """max|a−b| / max(1, max|b|): the error measure of the reference vectors."""
+    actual, expected = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    assert actual.shape == expected.shape, f"shape {actual.shape} instead of {expected.shape}"
+    if expected.size == 0:
+        return 0.0
+    return float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()))

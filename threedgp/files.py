@@ -1,0 +1,117 @@
+"""Files that appear whole or not at all: atomic writes, checksums, JSON and JSON lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from threedgp.errors import DataError
+
+TEMPORARY_MARK = ".tmp-"  # every unfinished file has this in its name; discovery skips names that start with a dot
+
+
+def temporary_path(path: Path) -> Path:
+    """A fresh hidden name beside `path`, so that the final rename stays inside one file system.
+
+    The ending is kept because encoders choose the format by it. A very long name is shortened to stay within the
+    255 bytes that file systems allow.
+    """
+    stem = path.stem.encode()[:150].decode(errors="ignore")
+    return path.with_name(f".{stem}{TEMPORARY_MARK}{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextmanager
+def atomic_path(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path; on success rename it to `path`, on any error (Ctrl-C too) remove it.
+
+    Args:
+        path: the final name; missing parent folders are created.
+        durable: fsync file and folder, so that the file survives a power cut (checkpoints).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        if durable:
+            _fsync(temporary)
+        os.replace(temporary, path)
+        if durable:
+            _fsync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_open(path: Path | str, mode: str = "wb", *, durable: bool = False, **kwargs: Any) -> Iterator[IO[Any]]:
+    """Open a temporary file for writing that becomes `path` when the block ends without an error."""
+    with atomic_path(path, durable=durable) as temporary, open(temporary, mode, **kwargs) as file:
+        yield file
+
+
+def write_json(path: Path | str, value: Any, *, durable: bool = False, indent: int | None = 1) -> None:
+    """Write `value` as UTF-8 JSON by atomic rename."""
+    with atomic_open(path, "w", encoding="utf-8", durable=durable) as file:
+        json.dump(value, file, indent=indent, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file; a missing or damaged one raises `DataError` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}). Delete it and run the step that wrote it again.") from None
+
+
+def append_json_line(path: Path | str, value: Any) -> None:
+    """Append one object to a JSON-lines file; a half-written last line of a killed process is closed first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(value, ensure_ascii=False) + "\n"
+    with open(path, "a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read_json_lines(path: Path | str) -> list[Any]:
+    """All whole lines of a JSON-lines file (missing file: none); a line cut by a crash is passed over."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    values = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return values
+
+
+def sha256_of(path: Path | str) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

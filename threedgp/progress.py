@@ -1,0 +1,40 @@
+"""How library code tells whoever called it how far it is, without knowing about terminals."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """A listener for one piece of long work at a time.
+
+    Call `start` once, `advance` per finished item, `note` for a sentence worth reading (a skipped file, a fallback),
+    `finish` at the end. The command line draws a bar on a terminal and plain lines in a pipe.
+    """
+
+    def start(self, label: str, total: int | None = None, unit: str = "images") -> None: ...
+
+    def advance(self, count: int = 1) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class NullProgress:
+    """Listens and says nothing: the default of every library function."""
+
+    def start(self, label: str, total: int | None = None, unit: str = "images") -> None:
+        pass
+
+    def advance(self, count: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+NULL_PROGRESS = NullProgress()
