@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
-SMALL_GOLDENS = Path(__file__).resolve().parent / "data"
+SMALL_GOLDENS = Path(__file__).resolve().parent / "goldens"
 
 
 @pytest.fixture
@@ -27,12 +27,3 @@ def golden():
         pytest.skip(f"reference vectors {name}.npz are not here (expected beside the repository in shared/goldens)")
 
     return load
-
-
-def relative_error(actual, expected) -> float:
-    """max|a−b| / max(1, max|b|): the error measure of the reference vectors."""
-    actual, expected = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
-    assert actual.shape == expected.shape, f"shape {actual.shape} instead of {expected.shape}"
-    if expected.size == 0:
-        return 0.0
-    return float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()))
