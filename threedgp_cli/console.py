@@ -1,0 +1,209 @@
+"""What all commands share: options, progress bars, tables, `--json`, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+DATA_PANEL = "Data: photos to a training set"
+TRAIN_PANEL = "Training"
+RESULT_PANEL = "Scores and pictures"
+HELP_PANEL = "Finding your way"
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        help="Folder with data/, runs/ and renders/ in it. [default: $THREEDGP_WORKSPACE or the current directory]",
+        show_default=False,
+    ),
+]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="Folder under data/; not needed while there is only one.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, everything else on standard error.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one setting: key.path=value. Can be repeated.")
+]
+JobsOption = Annotated[int | None, typer.Option("-j", "--jobs", help="Worker processes. [default: one a core]", min=1)]
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+
+def say(text: str, *, json_output: bool = False) -> None:
+    """Print a line for people: on standard output, or on standard error when that is kept for JSON."""
+    (stderr if json_output else stdout).print(text, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print the one machine-readable object of `--json`."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def show_error(message: str) -> None:
+    """Print an error for people."""
+    stderr.print(f"[bold red]Error:[/] {_escape(message)}", soft_wrap=True)
+
+
+def show_note(message: str) -> None:
+    """Print a sentence worth reading on standard error."""
+    stderr.print(f"[yellow]Note:[/] {_escape(message)}", soft_wrap=True)
+
+
+def table(
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[int] = ()
+) -> Table:
+    """A table in the one style all commands share; `right` lists right-aligned columns (numbers)."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*[_escape(str(cell)) for cell in row])
+    return made
+
+
+def show(renderable: Any, *, json_output: bool = False) -> None:
+    """Print a table or other Rich object where people look for it."""
+    (stderr if json_output else stdout).print(renderable)
+
+
+def progress() -> ConsoleProgress:
+    """A progress listener: a bar with rate and time left on a terminal, plain lines in a pipe."""
+    return ConsoleProgress(stderr)
+
+
+class ConsoleProgress:
+    """Draws `threedgp.progress.Progress` events on standard error."""
+
+    PLAIN_SECONDS = 10.0  # between two lines in a pipe
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bar: Any = None
+        self.task: Any = None
+        self.finish()
+
+    def start(self, label: str, total: int | None = None, unit: str = "images") -> None:
+        self.finish()
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.began, self.last = 0, time.monotonic(), time.monotonic()
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=False,
+            )
+            self.task = self.bar.add_task(label, total=total, rate="")
+            self.bar.start()
+        else:
+            self._line(f"{label}: {'' if total is None else f'{total} '}{unit}")
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        elapsed = max(time.monotonic() - self.began, 1e-9)
+        rate = f"{self.done / elapsed:.1f} {self.unit}/s"
+        if self.bar is not None:
+            self.bar.update(self.task, advance=count, rate=rate)
+        elif self.label is not None and time.monotonic() - self.last >= self.PLAIN_SECONDS:
+            self.last = time.monotonic()
+            left = "" if not self.total else f", {_duration((self.total - self.done) * elapsed / self.done)} left"
+            self._line(f"{self.label}: {self.done}{'' if self.total is None else f'/{self.total}'} ({rate}{left})")
+
+    def note(self, text: str) -> None:
+        self.console.print(f"[yellow]Note:[/] {_escape(text)}", soft_wrap=True)
+
+    def finish(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        elif getattr(self, "label", None) is not None:
+            elapsed = time.monotonic() - self.began
+            self._line(f"{self.label}: {self.done} {self.unit} in {_duration(elapsed)}")
+        self.bar = None
+        self.label: str | None = None
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command line; expected errors become a sentence and an exit code, never a traceback.
+
+    `--debug` anywhere on the line (or THREEDGP_DEBUG=1) shows the traceback instead.
+    """
+    from threedgp.errors import ThreeDGPError
+
+    debug = "--debug" in sys.argv or bool(os.environ.get("THREEDGP_DEBUG"))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="3dgp", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (typer.Abort, KeyboardInterrupt):
+        show_error("Interrupted. Finished work is kept; run the same command again to go on.")
+        sys.exit(130)
+    except ThreeDGPError as error:
+        if debug:
+            raise
+        show_error(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if debug:
+            raise
+        show_error(_describe_os_error(error))
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever Click Typer carries
+            error.show()
+            sys.exit(error.exit_code)
+        if debug:
+            raise
+        show_error(f"Unexpected {type(error).__name__}: {error}. This is a bug: run again with --debug for details.")
+        sys.exit(1)
+
+
+def _describe_os_error(error: OSError) -> str:
+    import errno
+
+    where = f" ({error.filename})" if error.filename else ""
+    advice = {
+        errno.ENOSPC: "The disk is full. Free some space and run the same command again; finished work is kept.",
+        errno.EDQUOT: "The disk quota is used up. Free some space and run the same command again.",
+        errno.EACCES: "Permission denied. Choose a folder you can write to.",
+        errno.EROFS: "The file system is read-only. Choose another folder.",
+    }.get(error.errno or 0)
+    return f"{advice}{where}" if advice else f"{error.strerror or error}{where}."
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _duration(seconds: float) -> str:
+    seconds = int(max(seconds, 0))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

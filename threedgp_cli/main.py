@@ -1,0 +1,43 @@
+"""The `3dgp` executable: puts the commands together. Heavy imports happen inside them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from threedgp_cli import profiles
+from threedgp_cli.console import HELP_PANEL, run_app
+
+app = typer.Typer(
+    name="3dgp",
+    help="Learn 3D from ordinary photos: make a training set, train a 3D generator, score it, render it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Add --debug to any command for full tracebacks.",
+)
+app.add_typer(profiles.app, name="profiles", rich_help_panel=HELP_PANEL)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from threedgp import __version__
+
+        typer.echo(f"3dgp {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the executable."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()
