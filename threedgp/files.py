@@ -40,10 +40,10 @@ def atomic_path(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            _fsync(temporary)
+            fsync(temporary)
         os.replace(temporary, path)
         if durable:
-            _fsync(path.parent)
+            fsync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -70,7 +70,9 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}). Delete it and run the step that wrote it again.") from None
+        raise DataError(
+            f"{path} is not valid JSON ({error}). Delete it and run the step that wrote it again."
+        ) from None
 
 
 def append_json_line(path: Path | str, value: Any) -> None:
@@ -109,7 +111,8 @@ def sha256_of(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's list of names, are on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
