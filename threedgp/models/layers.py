@@ -15,6 +15,23 @@ from threedgp.ops.activation import ACTIVATIONS, bias_act
 from threedgp.ops.fir import DEFAULT_TAPS, conv2d_resample, setup_filter
 
 
+def channels_at(resolution: int, cbase: int, cmax: int, fmaps: float = 1.0) -> int:
+    """Width of a network at a resolution: `min(⌊int(cbase · fmaps) / resolution⌋, cmax)`."""
+    return min(int(cbase * fmaps) // resolution, cmax)
+
+
+def low_precision_from(resolution: int, num_resolutions: int) -> int:
+    """Lowest resolution that runs in low precision when the `num_resolutions` highest do; never below 8."""
+    return max(2 ** (int(math.log2(resolution)) + 1 - num_resolutions), 8)
+
+
+def compute_dtype(weight: torch.Tensor, low_precision: torch.dtype | None) -> torch.dtype:
+    """The type a block computes in: its low precision, or the weights' own. float16 exists on GPUs only."""
+    if low_precision is None or (low_precision == torch.float16 and not weight.is_cuda):
+        return weight.dtype
+    return low_precision
+
+
 def normalize_2nd_moment(x: torch.Tensor, dim: int = -1, eps: float = 1e-8) -> torch.Tensor:
     """Scale `x` so that the mean of its squares along `dim` is one: `x / sqrt(mean(x²) + eps)`."""
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()

@@ -1,0 +1,153 @@
+"""The mapping network: latent, class and camera to style vector.
+
+Source: StyleGAN2 (arXiv 1912.04958); class embedding as in StyleGAN2-ADA (arXiv 2006.06676), App. C. Without z it also
+serves the discriminator as a network that embeds conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from threedgp.models.layers import (
+    CAMERA_ANGLE_SCALE,
+    FullyConnected,
+    ScalarEncoder,
+    normalize_2nd_moment,
+    normalize_camera_angles,
+)
+
+CameraEncoding = Literal["raw", "fourier"]
+
+
+class MappingNetwork(nn.Module):
+    """(z, c, camera angles) -> w, or ws when `num_ws` is given.
+
+    `x = N2(z)`; with any condition, `x = [x, N2(FC(condition))]`; then `num_layers` lrelu layers with a small learning
+    rate. N2 is `normalize_2nd_moment`.
+
+    Args:
+        z_dim: latent size; 0: the network only sees the condition.
+        c_dim: size of the class vector (or any other condition); 0 for none.
+        w_dim: width and output size.
+        num_ws: repeat the output for so many layers; None returns [B, w_dim].
+        num_layers: layers after the embedding.
+        lr_multiplier: λ of these layers.
+        w_avg_beta: decay of the running mean of w that truncation needs; None keeps no mean.
+        camera_encoding: also condition on the camera's yaw and pitch: as two numbers in turns, or as 24 Fourier
+            features; None for neither.
+        camera_dropout: probability with which single numbers of the camera encoding are dropped in training.
+        mean_camera: yaw, pitch, roll, fov, radius of the prior's mean, used in evaluation when no angles are given.
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        num_ws: int | None = None,
+        *,
+        num_layers: int = 2,
+        lr_multiplier: float = 0.01,
+        w_avg_beta: float | None = 0.998,
+        camera_encoding: CameraEncoding | None = None,
+        camera_dropout: float = 0.0,
+        mean_camera: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
+        self.num_layers = num_layers
+        self.w_avg_beta = w_avg_beta
+        self.camera_encoding = camera_encoding
+        self.camera_dropout = camera_dropout
+
+        camera_dim = 0
+        self.camera_scalar_enc = None
+        if camera_encoding == "raw":
+            camera_dim = 2
+        elif camera_encoding == "fourier":
+            self.camera_scalar_enc = ScalarEncoder(2, CAMERA_ANGLE_SCALE)
+            camera_dim = self.camera_scalar_enc.dim
+        if camera_dim and mean_camera is not None:
+            self.register_buffer("mean_camera_params", torch.tensor(list(mean_camera), dtype=torch.float32))
+        else:
+            self.mean_camera_params = None
+
+        condition_dim = c_dim + camera_dim
+        if z_dim + condition_dim == 0:
+            raise ValueError("a mapping network needs a latent or a condition")
+        self.embed = FullyConnected(condition_dim, w_dim) if condition_dim else None
+        in_features = z_dim + (w_dim if condition_dim else 0)
+        for i in range(num_layers):
+            layer = FullyConnected(in_features, w_dim, activation="lrelu", lr_multiplier=lr_multiplier)
+            self.add_module(f"fc{i}", layer)
+            in_features = w_dim
+        if w_avg_beta is not None:
+            self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(
+        self,
+        z: torch.Tensor | None,
+        c: torch.Tensor | None = None,
+        camera_angles: torch.Tensor | None = None,
+        *,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        update_w_avg: bool = False,
+        average: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Map to [B, num_ws, w_dim], or to [B, w_dim] when the network was built without `num_ws`.
+
+        Args:
+            z: [B, z_dim] standard normal; None when z_dim is 0.
+            c: [B, c_dim], one-hot classes; ignored when c_dim is 0.
+            camera_angles: [B, ≥2] yaw and pitch in radians; only used with a camera encoding.
+            truncation_psi: pull w towards its running mean: 1 leaves it, 0 gives the mean.
+            truncation_cutoff: truncate only so many first layers; None truncates all.
+            update_w_avg: let this batch enter the running mean.
+            average: applied to the batch mean before it enters, e.g. the mean over processes.
+        """
+        x = self._inputs(z, c, camera_angles)
+        for i in range(self.num_layers):
+            x = getattr(self, f"fc{i}")(x)
+
+        if update_w_avg:
+            mean = x.detach().mean(dim=0)
+            mean = mean if average is None else average(mean)
+            self.w_avg.lerp_(mean.to(self.w_avg.dtype), 1 - self.w_avg_beta)
+
+        if self.num_ws is None:
+            return x if truncation_psi == 1 else self.w_avg.lerp(x, truncation_psi)
+        ws = x[:, None].expand(-1, self.num_ws, -1)
+        if truncation_psi == 1:
+            return ws
+        cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
+        return torch.cat([self.w_avg.lerp(ws[:, :cutoff], truncation_psi), ws[:, cutoff:]], dim=1)
+
+    def _inputs(
+        self, z: torch.Tensor | None, c: torch.Tensor | None, camera_angles: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Normalised latent and embedded condition, [B, z_dim (+ w_dim)]."""
+        parts = []
+        if self.z_dim:
+            parts.append(normalize_2nd_moment(z))
+        if self.embed is not None:
+            condition = [c] if self.c_dim else []
+            if self.camera_encoding is not None:
+                batch = len(z) if z is not None else len(c)
+                condition.append(self._encode_camera(camera_angles, batch))
+            parts.append(normalize_2nd_moment(self.embed(torch.cat(condition, dim=1).to(self.embed.weight.dtype))))
+        return torch.cat(parts, dim=1)
+
+    def _encode_camera(self, angles: torch.Tensor | None, batch: int) -> torch.Tensor:
+        if angles is None:
+            if self.training or self.mean_camera_params is None:
+                raise ValueError("a network conditioned on the camera needs camera angles")
+            angles = self.mean_camera_params[:2].expand(batch, 2)
+        encoded = normalize_camera_angles(angles.to(self.embed.weight.dtype))
+        if self.camera_scalar_enc is not None:
+            encoded = self.camera_scalar_enc(encoded)
+        return nn.functional.dropout(encoded, self.camera_dropout, training=self.training)
