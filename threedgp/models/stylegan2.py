@@ -169,7 +169,7 @@ class SynthesisBlock(nn.Module):
     def forward(
         self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, noise: Noise | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Bring `x` [B, in, r/2, r/2] and `img` [B, img_channels, r/2, r/2] or None to r; `ws` [B, num_styles, w_dim]."""
+        """`x` [B, in, r/2, r/2], `img` [B, C, r/2, r/2] or None, `ws` [B, num_styles, w_dim] -> x, img at r."""
         dtype = compute_dtype(self.conv1.weight, self.low_precision)
         styles = iter(ws.unbind(dim=1))
         name = f"b{self.resolution}"

@@ -1,0 +1,293 @@
+"""The patch-wise, hyper-modulated discriminator with a head that predicts image features.
+
+Source: EpiGRAF (arXiv 2206.10535), Sec. 3.2 and App. B (patch conditioning, hyper-modulation); 3DGP (arXiv 2303.01416),
+Sec. 3.4 (feature head); StyleGAN2 (arXiv 1912.04958), Fig. 7c (residual blocks).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from threedgp.errors import ConfigError
+from threedgp.models.layers import (
+    Conv2dLayer,
+    FullyConnected,
+    ScalarEncoder,
+    channels_at,
+    compute_dtype,
+    low_precision_from,
+)
+from threedgp.models.mapping import MappingNetwork
+
+PATCH_SCALE_STEPS = 1000
+"""Patch scale and offsets in [0, 1] are told in thousandths, each with its own embedding."""
+PATCH_EMBEDDING_DIM = 256
+HYPER_MOD_DIM = 512
+LAYERS_PER_BLOCK = 4
+"""fromrgb, conv0, conv1, skip: how layers are counted when the first ones are frozen."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorOutput:
+    """`logits` [B], positive for real; `features` [B, feature_dim] when they were asked for."""
+
+    logits: torch.Tensor
+    features: torch.Tensor | None = None
+
+
+def minibatch_std(x: torch.Tensor, group_size: int | None, num_channels: int = 1) -> torch.Tensor:
+    """Append `num_channels` maps with the mean deviation within groups of samples: [B, C, H, W] -> [B, C + n, H, W].
+
+    With n = B / group_size groups, sample i belongs to group i mod n. None, or a size above B, makes one group.
+
+    Source: Progressive GAN (arXiv 1710.10196), Sec. 3.
+
+    Raises:
+        ValueError: B is not a multiple of the group size.
+    """
+    batch, channels, height, width = x.shape
+    size = batch if group_size is None else min(group_size, batch)
+    if batch % size:
+        raise ValueError(f"a batch of {batch} cannot be split into groups of {size} for the minibatch deviation")
+    groups = batch // size
+    y = x.reshape(size, groups, num_channels, channels // num_channels, height, width)
+    y = y - y.mean(dim=0)
+    y = (y.square().mean(dim=0) + 1e-8).sqrt()  # [groups, n, C/n, H, W]
+    y = y.mean(dim=[2, 3, 4])[:, :, None, None]  # [groups, n, 1, 1]
+    return torch.cat([x, y.repeat(size, 1, height, width)], dim=1)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block: [B, in, h, h] -> [B, out, h/down, h/down].
+
+    Args:
+        in_channels, out_channels: sizes; the first block turns the image into `in_channels` maps itself.
+        img_channels: channels of the image the first block receives; 0 for all others.
+        down: 2 halves the resolution, 1 keeps it.
+        modulation_dim: size of the patch code that modulates the second convolution; 0 for none.
+        conv_clamp: largest absolute activation; None does not clamp.
+        low_precision: compute in this type.
+        frozen: how many of fromrgb, conv0, conv1, skip, in this order, are not trained.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        img_channels: int = 0,
+        down: int = 2,
+        modulation_dim: int = 0,
+        conv_clamp: float | None = None,
+        low_precision: torch.dtype | None = None,
+        frozen: int = 0,
+    ):
+        super().__init__()
+        self.low_precision = low_precision
+        options = {"activation": "lrelu", "conv_clamp": conv_clamp}
+        self.fromrgb = None
+        if img_channels:
+            self.fromrgb = Conv2dLayer(img_channels, in_channels, 1, trainable=frozen < 1, **options)
+        self.conv0 = Conv2dLayer(in_channels, in_channels, 3, trainable=frozen < 2, **options)
+        self.conv1 = Conv2dLayer(
+            in_channels, out_channels, 3, down=down, modulation_dim=modulation_dim, trainable=frozen < 3, **options
+        )
+        self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, down=down, trainable=frozen < 4)
+
+    def forward(self, x: torch.Tensor, patch_code: torch.Tensor | None = None) -> torch.Tensor:
+        """`x` is the image in the first block, [B, img_channels, h, h]; `patch_code` [B, modulation_dim]."""
+        x = x.to(compute_dtype(self.conv0.weight, self.low_precision))
+        if self.fromrgb is not None:
+            x = self.fromrgb(x)
+        y = self.skip(x, gain=math.sqrt(0.5))
+        x = self.conv1(self.conv0(x), patch_code, gain=math.sqrt(0.5))
+        return y + x
+
+
+class DiscriminatorEpilogue(nn.Module):
+    """The 4×4 end: minibatch deviation, a convolution, then logits and predicted features.
+
+    Args:
+        channels: width.
+        cmap_dim: size of the condition code the logits are projected on; 0: unconditional.
+        feature_dim: size of the predicted image features; 0: no head.
+        mbstd_group_size: see `minibatch_std`.
+        conv_clamp: largest absolute activation; None does not clamp.
+    """
+
+    def __init__(
+        self, channels: int, *, cmap_dim: int, feature_dim: int, mbstd_group_size: int | None, conv_clamp: float | None
+    ):
+        super().__init__()
+        self.cmap_dim = cmap_dim
+        self.mbstd_group_size = mbstd_group_size
+        self.conv = Conv2dLayer(channels + 1, channels, 3, activation="lrelu", conv_clamp=conv_clamp)
+        self.fc = FullyConnected(channels * 16, channels, activation="lrelu")
+        self.out = FullyConnected(channels, cmap_dim or 1)
+        self.feat_out = None
+        if feature_dim:
+            self.feat_out = nn.Sequential(
+                FullyConnected(channels * 16, channels, activation="lrelu"), FullyConnected(channels, feature_dim)
+            )
+
+    def forward(
+        self, x: torch.Tensor, cmap: torch.Tensor | None, predict_features: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`x` [B, channels, 4, 4], `cmap` [B, cmap_dim] -> logits [B], features [B, feature_dim] or None."""
+        x = self.conv(minibatch_std(x.to(self.conv.weight.dtype), self.mbstd_group_size))
+        x = x.flatten(start_dim=1)
+        logits = self.out(self.fc(x))  # [B, cmap_dim or 1]
+        if cmap is None:
+            logits = logits.squeeze(1)
+        else:
+            logits = (logits * cmap).sum(dim=1) / math.sqrt(self.cmap_dim)
+        return logits, self.feat_out(x) if predict_features else None
+
+
+class Discriminator(nn.Module):
+    """Judges patches, knowing where in the image they come from.
+
+    Args:
+        img_resolution: p, side of the images or patches it receives; a power of two from 8 on.
+        img_channels: 3, or 4 with depth.
+        c_dim: classes; 0: none.
+        num_additional_start_blocks: blocks before the first down-sampling, as if the input were larger.
+        patch_conditioning: it is told scales and offsets of the patches.
+        hyper_mod: patch scales and offsets modulate every block; needs `patch_conditioning`.
+        feature_dim: size of the image features to predict; 0: no head.
+        camera_conditioning: it is told the camera's yaw and pitch.
+        camera_dropout: probability with which single numbers of the camera encoding are dropped in training.
+        mbstd_group_size: samples compared with each other; None: the whole batch.
+        cbase, cmax, fmaps: widths, see `channels_at`.
+        map_depth: layers of the networks that embed conditions.
+        conv_clamp: largest absolute activation; None does not clamp.
+        low_precision: type of the highest resolutions, float16 (GPUs only) or bfloat16; None computes all in the
+            weights' type.
+        num_low_precision: how many resolutions that are.
+        freeze_layers: first layers, four per block, that are not trained.
+
+    Raises:
+        ConfigError: hyper-modulation without patch conditioning, or an impossible resolution.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        c_dim: int = 0,
+        *,
+        num_additional_start_blocks: int = 0,
+        patch_conditioning: bool = False,
+        hyper_mod: bool = False,
+        feature_dim: int = 0,
+        camera_conditioning: bool = False,
+        camera_dropout: float = 0.0,
+        mbstd_group_size: int | None = 4,
+        cbase: int = 32768,
+        cmax: int = 512,
+        fmaps: float = 1.0,
+        map_depth: int = 2,
+        conv_clamp: float | None = 256.0,
+        low_precision: torch.dtype | None = None,
+        num_low_precision: int = 4,
+        freeze_layers: int = 0,
+    ):
+        super().__init__()
+        if img_resolution < 8 or img_resolution & (img_resolution - 1):
+            raise ConfigError(f"The discriminator needs a resolution of 8, 16, 32, …; got {img_resolution}.")
+        if hyper_mod and not patch_conditioning:
+            raise ConfigError(
+                "Hyper-modulation of the discriminator needs patch conditioning: enable it or set hyper_mod to false."
+            )
+        self.img_resolution, self.img_channels, self.c_dim = img_resolution, img_channels, c_dim
+        self.patch_conditioning, self.camera_conditioning = patch_conditioning, camera_conditioning
+        self.feature_dim = feature_dim
+
+        virtual = img_resolution * 2**num_additional_start_blocks
+        self.block_resolutions = [2**i for i in range(int(math.log2(virtual)), 2, -1)]
+        width = {r: channels_at(r, cbase, cmax, fmaps) for r in [*self.block_resolutions, 4]}
+
+        self.scalar_enc = ScalarEncoder(3, PATCH_SCALE_STEPS, PATCH_EMBEDDING_DIM) if patch_conditioning else None
+        patch_dim = self.scalar_enc.dim if patch_conditioning else 0
+        self.hyper_mod_mapping = None
+        if hyper_mod:
+            self.hyper_mod_mapping = MappingNetwork(0, patch_dim, HYPER_MOD_DIM, num_layers=map_depth, w_avg_beta=None)
+
+        low_from = low_precision_from(virtual, num_low_precision)
+        for i, r in enumerate(self.block_resolutions):
+            block = DiscriminatorBlock(
+                width[r],
+                width[r // 2],
+                img_channels=img_channels if i == 0 else 0,
+                down=1 if i < num_additional_start_blocks else 2,
+                modulation_dim=HYPER_MOD_DIM if hyper_mod else 0,
+                conv_clamp=conv_clamp,
+                low_precision=low_precision if r >= low_from else None,
+                frozen=freeze_layers - i * LAYERS_PER_BLOCK,
+            )
+            self.add_module(f"b{r}", block)
+
+        self.head_mapping = None
+        if c_dim + patch_dim > 0 or camera_conditioning:
+            self.head_mapping = MappingNetwork(
+                0,
+                c_dim + patch_dim,
+                width[4],
+                num_layers=map_depth,
+                w_avg_beta=None,
+                camera_encoding="fourier" if camera_conditioning else None,
+                camera_dropout=camera_dropout,
+            )
+        self.b4 = DiscriminatorEpilogue(
+            width[4],
+            cmap_dim=width[4] if self.head_mapping is not None else 0,
+            feature_dim=feature_dim,
+            mbstd_group_size=mbstd_group_size,
+            conv_clamp=conv_clamp,
+        )
+
+    def forward(
+        self,
+        img: torch.Tensor,
+        c: torch.Tensor | None = None,
+        patch_scales: torch.Tensor | None = None,
+        patch_offsets: torch.Tensor | None = None,
+        camera_angles: torch.Tensor | None = None,
+        predict_features: bool = False,
+    ) -> DiscriminatorOutput:
+        """Judge patches.
+
+        Args:
+            img: [B, img_channels, p, p] in about [−1, 1]; B a multiple of the minibatch-deviation group.
+            c: [B, c_dim] one-hot classes, if it was built with classes.
+            patch_scales, patch_offsets: [B, 2] in image sides, if it was built with patch conditioning.
+            camera_angles: [B, ≥2] yaw and pitch in radians, if it was built with camera conditioning.
+            predict_features: also return predicted image features.
+        """
+        if predict_features and not self.feature_dim:
+            raise ValueError("this discriminator was built without a feature head")
+        patch_encoding = patch_code = None
+        if self.scalar_enc is not None:
+            if patch_scales is None or patch_offsets is None:
+                raise ValueError("a discriminator with patch conditioning needs patch scales and offsets")
+            patch_encoding = self.scalar_enc(torch.cat([patch_scales[:, :1], patch_offsets], dim=1))  # [B, 828]
+        if self.hyper_mod_mapping is not None:
+            patch_code = self.hyper_mod_mapping(None, patch_encoding)  # [B, 512]
+
+        x = img
+        for r in self.block_resolutions:
+            x = getattr(self, f"b{r}")(x, patch_code)
+
+        cmap = None
+        if self.head_mapping is not None:
+            conditions = [c] if self.c_dim else []
+            if patch_encoding is not None:
+                conditions.append(patch_encoding)
+            condition = torch.cat(conditions, dim=1) if conditions else None
+            cmap = self.head_mapping(None, condition, camera_angles)
+        logits, features = self.b4(x, cmap, predict_features)
+        return DiscriminatorOutput(logits, features)
