@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tools import relative_error
 from tests.pretrained.filled import fill
+from tests.tools import relative_error
 from threedgp.errors import WeightsError
 from threedgp.pretrained.inception import InceptionV3, load_inception, resize_bilinear_tf1
 
