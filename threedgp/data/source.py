@@ -1,0 +1,219 @@
+"""Where pictures come from: a folder or a zip, listed in one stable order and read file by file."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from threedgp.errors import DataError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+)
+DEPTH_ENDING = "_depth.png"
+MAX_FILE_BYTES = 1 << 30
+
+
+def is_depth_name(name: str) -> bool:
+    """True for a depth map (`<stem>_depth.png`), which never counts as an image."""
+    return name.endswith(DEPTH_ENDING)
+
+
+def is_image_name(name: str) -> bool:
+    """True for a name that discovery takes for an image: a known extension in any case, no dot in front."""
+    base = name.rsplit("/", 1)[-1]
+    suffix = PurePosixPath(base).suffix.lower()
+    return suffix in IMAGE_SUFFIXES and not base.startswith(".") and not is_depth_name(base)
+
+
+def stem_of(name: str) -> str:
+    """`a/b.c.jpg` -> `a/b.c`: the relative path without its last extension."""
+    return name[: len(name) - len(PurePosixPath(name).suffix)]
+
+
+def depth_name_of(name: str) -> str:
+    """The name of the depth map that belongs to an image: `a/b.jpg` -> `a/b_depth.png`."""
+    return stem_of(name) + DEPTH_ENDING
+
+
+def class_of(name: str) -> str | None:
+    """The first folder of a relative path, or None for an image that lies in the root."""
+    return name.split("/", 1)[0] if "/" in name else None
+
+
+def classes_of(names: list[str]) -> list[str]:
+    """Sorted names of the classes (first folders) that occur."""
+    return sorted({name.split("/", 1)[0] for name in names if "/" in name})
+
+
+class FolderSource:
+    """The pictures of a folder and its sub-folders.
+
+    Symlinked files are read, symlinked folders are not entered (so a loop of links ends), names that start with a
+    dot are passed over. Order: Unicode code points of the whole relative path with `/` between folders.
+
+    Attributes:
+        root: the folder.
+        names: relative paths of all images, in order.
+        depth_names: relative paths of all depth maps (`*_depth.png`), in order.
+        problems: {path: reason} of files that look like images but can never be read.
+    """
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DataError(f"{self.root} is not a folder. Give a folder (or zip) with images.")
+        self.problems: dict[str, str] = {}
+        found = list_files(self.root, lambda name: is_image_name(name) or is_depth_name(name), self.problems)
+        self.names = [name for name in found if not is_depth_name(name)]
+        self.depth_names = [name for name in found if is_depth_name(name)]
+
+    def __contains__(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises `DataError` with the reason when it cannot be read."""
+        try:
+            with open(self.root / name, "rb") as file:
+                if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                    raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+                return file.read()
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror or error})") from None
+
+
+class ZipSource:
+    """The pictures of a zip archive; same attributes and methods as `FolderSource`.
+
+    One top folder that holds everything is taken off the names. The object can be sent to other processes: each opens
+    the archive for itself.
+    """
+
+    def __init__(self, path: Path | str):
+        self.root = Path(path)
+        self.problems: dict[str, str] = {}
+        self._handle: tuple[int, zipfile.ZipFile] | None = None
+        self._lock = threading.Lock()
+        try:
+            entries = [info for info in self._archive().infolist() if not info.is_dir()]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.root} cannot be opened as a zip archive ({error}).") from None
+        self._prefix = _common_folder([info.filename for info in entries])
+        self._known = set()
+        for info in entries:
+            name = info.filename.removeprefix(self._prefix)
+            parts = name.split("/")
+            if any(part.startswith(".") or not part for part in parts) or "\\" in name:
+                continue
+            if name in self._known:
+                self.problems[name] = "the archive holds this name twice"
+            self._known.add(name)
+        self.names = sorted(name for name in self._known if is_image_name(name))
+        self.depth_names = sorted(name for name in self._known if is_depth_name(name))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_handle", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _handle=None, _lock=threading.Lock())
+
+    def read(self, name: str) -> bytes:
+        """The whole entry. Raises `DataError` with the reason when it cannot be read."""
+        try:
+            info = self._archive().getinfo(self._prefix + name)
+            if info.file_size > MAX_FILE_BYTES:
+                raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+            return self._archive().read(info)
+        except KeyError:
+            raise DataError("is not in the archive") from None
+        except (OSError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"cannot be read from the archive ({error})") from None
+        except Exception as error:  # zlib.error and kin of a damaged entry
+            raise DataError(f"cannot be unpacked ({error})") from None
+
+    def _archive(self) -> zipfile.ZipFile:
+        """This process's own handle: a forked child must not share the parent's file position."""
+        with self._lock:
+            if self._handle is None or self._handle[0] != os.getpid():
+                self._handle = (os.getpid(), zipfile.ZipFile(self.root))
+            return self._handle[1]
+
+
+ImageSource = FolderSource | ZipSource
+
+
+def open_source(path: Path | str, *, allow_empty: bool = False) -> ImageSource:
+    """Open a folder or `.zip` of images.
+
+    Raises:
+        DataError: it does not exist, is neither, or holds no image (unless `allow_empty`).
+    """
+    path = Path(path)
+    if path.is_dir():
+        source: ImageSource = FolderSource(path)
+    elif path.is_file():
+        source = ZipSource(path)
+    else:
+        raise DataError(f"{path} does not exist. Give a folder (or zip) with images.")
+    if not source.names and not allow_empty:
+        kinds = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        raise DataError(f"{path} holds no images. Put files of these kinds there (sub-folders are classes): {kinds}")
+    return source
+
+
+def list_files(root: Path, accept: Callable[[str], bool], problems: dict[str, str] | None = None) -> list[str]:
+    """Relative paths (`/` between folders) of the regular files below `root` whose path `accept` takes, in order.
+
+    What can be seen but not used (a pipe, an unreadable folder, a name that is not UTF-8) goes into `problems`.
+    """
+    problems = {} if problems is None else problems
+    return sorted(_walk(root, accept, problems))
+
+
+def _walk(root: Path, accept: Callable[[str], bool], problems: dict[str, str]) -> Iterator[str]:
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(root / folder if folder else root) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    name = folder + entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(name + "/")
+                    elif accept(name) and not (entry.is_symlink() and entry.is_dir()):
+                        if not _is_utf8(name):
+                            printable = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                            problems[printable] = "its name is not valid UTF-8; rename it"
+                        elif entry.is_file() or entry.is_symlink():  # a dangling link is reported when it is read
+                            yield name
+                        else:
+                            problems[name] = "not a regular file"
+        except OSError as error:
+            problems[folder or "."] = f"the folder cannot be read ({error.strerror or error})"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _common_folder(names: list[str]) -> str:
+    """`top/` when everything of interest in an archive lies under one folder that was added by packing it."""
+    if "dataset.json" in names:
+        return ""
+    images = [name for name in names if is_image_name(name)]
+    tops = {name.split("/", 1)[0] if "/" in name else "" for name in images}
+    if len(tops) != 1 or tops == {""}:
+        return ""
+    return tops.pop() + "/"
