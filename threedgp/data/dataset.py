@@ -1,0 +1,322 @@
+"""The training set: image, depth, label, camera angles and embedding of one picture, always aligned.
+
+Reads what resize and embed wrote, from a folder or zip. Every item is a function of its index alone, so that any
+number of loader processes gives the same stream.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from threedgp.data.images import decode_depth, decode_image, image_size
+from threedgp.data.source import ImageSource, depth_name_of, open_source
+from threedgp.errors import DataError
+from threedgp.files import read_json
+
+LABELS_NAME = "dataset.json"
+SHOWN_NAMES = 3  # how many file names a problem lists
+CHECKED_ROWS = 4096  # embedding rows checked for NaN at a time
+
+
+class Item(NamedTuple):
+    """One training item; the batch of `collate` stacks each field along a new first axis.
+
+    image uint8 [3, S, S]; depth int32 [1, S, S] (0..65535; [1, 1, 1] zeros when unused); label float32 [C];
+    camera_angles float32 [3] (yaw, pitch, roll in radians; zeros when the set has none); embedding float32 [D]
+    (D = 0 when unused); index int64 (position in the doubled set).
+    """
+
+    image: torch.Tensor
+    depth: torch.Tensor
+    label: torch.Tensor
+    camera_angles: torch.Tensor
+    embedding: torch.Tensor
+    index: torch.Tensor
+
+
+def collate(items: list[Item]) -> Item:
+    """Stack items into a batch."""
+    return Item(*[torch.stack(field) for field in zip(*items, strict=True)])
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Feature vectors of a training set: float32 rows in a memory map, and which row belongs to which path."""
+
+    path: Path
+    rows: np.ndarray  # [N, D]
+    row_of: dict[str, int]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Embeddings:
+        """Open `<name>.memmap` with its `<name>_desc.json`.
+
+        Raises:
+            DataError: either file is missing, or they do not belong together.
+        """
+        path = Path(path)
+        description = read_json(path.with_name(path.name.removesuffix(".memmap") + "_desc.json"))
+        try:
+            shape = tuple(int(side) for side in description["shape"])
+            row_of = {str(name): int(row) for name, row in description["filepath_to_idx"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise DataError(
+                f"The description of {path} is damaged. Make the embeddings again: 3dgp data embed"
+            ) from None
+        size = path.stat().st_size if path.is_file() else -1
+        if len(shape) != 2 or size != 4 * shape[0] * shape[1]:
+            raise DataError(
+                f"{path} does not hold the {shape} numbers its description says: run 3dgp data embed again."
+            )
+        if row_of and not 0 <= min(row_of.values()) <= max(row_of.values()) < shape[0]:
+            raise DataError(f"The description of {path} names rows outside the file: run 3dgp data embed again.")
+        return cls(path, np.memmap(path, np.float32, "r", shape=shape), row_of)
+
+    @property
+    def dim(self) -> int:
+        return self.rows.shape[1]
+
+    def non_finite(self) -> list[str]:
+        """Paths whose row holds NaN or Inf; reads the whole file in pieces."""
+        bad: set[int] = set()
+        for begin in range(0, len(self.rows), CHECKED_ROWS):
+            finite = np.isfinite(self.rows[begin : begin + CHECKED_ROWS]).all(axis=1)
+            bad.update(begin + int(row) for row in np.flatnonzero(~finite))
+        return sorted(name for name, row in self.row_of.items() if row in bad) if bad else []
+
+
+class TrainingSet(torch.utils.data.Dataset):
+    """Items of a prepared set; with `mirror`, items N..2N-1 are the same pictures flipped left-right.
+
+    Args:
+        path: folder or zip that resize wrote.
+        resolution: required side in pixels.
+        num_classes: width of one-hot labels; 0 for an unconditional model (labels are then ignored).
+        use_depth: read `<stem>_depth.png` of every image.
+        embeddings: the `.memmap` file, or None.
+        embedding_dim: required width of the embeddings.
+        use_angles: require camera angles in dataset.json (camera prior "custom").
+        mirror: double the set by flipped copies (depth flipped too, yaw mirrored about `mean_yaw`).
+        mean_yaw: None: the mean over the data.
+        max_images: keep a seeded random subset.
+        cache_bytes: decoded pictures up to this size stay in memory (per process).
+
+    Raises:
+        DataError: all that is missing or inconsistent, found by names and one header, in one message.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        resolution: int,
+        num_classes: int = 0,
+        use_depth: bool = True,
+        embeddings: Path | str | None = None,
+        embedding_dim: int = 0,
+        use_angles: bool = False,
+        mirror: bool = True,
+        mean_yaw: float | None = None,
+        max_images: int | None = None,
+        seed: int = 0,
+        cache_bytes: int = 1 << 30,
+    ):
+        self.source = open_source(path)
+        self.resolution, self.num_classes, self.use_depth, self.mirror = resolution, num_classes, use_depth, mirror
+        self.embeddings = Embeddings.open(embeddings) if embeddings is not None else None
+        description = read_description(self.source)
+        self.classes: list[str] | None = description.get("classes")
+        self._labels = _by_path(description.get("labels")) if num_classes else {}
+        self._angles = _by_path(description.get("camera_angles"))
+        self.names = subset(self.source.names, max_images, seed)
+        problems = self._problems(embedding_dim, use_angles)
+        if problems:
+            raise DataError(f"{path} cannot be used for training: " + " ".join(problems))
+        yaws = [self._angles[name][0] for name in self.names if name in self._angles]
+        self.mean_yaw = float(np.mean(yaws)) if mean_yaw is None and yaws else (mean_yaw or 0.0)
+        bytes_per_item = resolution * resolution * (7 if use_depth else 3)
+        self._cache: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._cached_items = cache_bytes // bytes_per_item
+
+    def __len__(self) -> int:
+        return len(self.names) * (2 if self.mirror else 1)
+
+    def __getitem__(self, index: int) -> Item:
+        flip = index >= len(self.names)
+        name = self.names[index % len(self.names)]
+        image, depth = self._pixels(index % len(self.names), name)
+        if flip:
+            image, depth = image.flip(-1), depth.flip(-1)
+        return Item(
+            image=image,
+            depth=depth,
+            label=self.label(index),
+            camera_angles=self.camera_angles(index),
+            embedding=self._embedding(name),
+            index=torch.tensor(index),
+        )
+
+    def label(self, index: int) -> torch.Tensor:
+        """Label of an item, float32 [C]: one-hot for integer labels, stored numbers otherwise."""
+        if not self.num_classes:
+            return torch.zeros(0)
+        value = self._labels[self.names[index % len(self.names)]]
+        if isinstance(value, int):
+            return torch.nn.functional.one_hot(torch.tensor(value), self.num_classes).float()
+        return torch.tensor(value, dtype=torch.float32)
+
+    def camera_angles(self, index: int) -> torch.Tensor:
+        """Stored yaw, pitch, roll of an item in radians, float32 [3]; zeros when the set has none."""
+        yaw, pitch, roll = self._angles.get(self.names[index % len(self.names)], (0.0, 0.0, 0.0))
+        if index >= len(self.names) and self._angles:
+            yaw = 2 * self.mean_yaw - yaw
+        return torch.tensor([yaw, pitch, roll], dtype=torch.float32)
+
+    def mean_angles(self) -> torch.Tensor:
+        """Mean yaw, pitch, roll over the set, float64 [3]."""
+        angles = [self._angles.get(name, (0.0, 0.0, 0.0)) for name in self.names]
+        return torch.tensor(angles, dtype=torch.float64).mean(0)
+
+    def require_finite_embeddings(self) -> None:
+        """Read all embeddings once. Raises `DataError` naming pictures with NaN or Inf."""
+        bad = self.embeddings.non_finite() if self.embeddings is not None else []
+        used = set(self.names).intersection(bad)
+        if used:
+            raise DataError(
+                f"{self.embeddings.path} holds NaN or Inf for {_some(sorted(used))}. Delete it and run 3dgp data embed."
+            )
+
+    def _pixels(self, row: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        if row in self._cache:
+            return self._cache[row]
+        size = self.resolution
+        try:
+            image = torch.from_numpy(decode_image(self.source.read(name)))  # [S, S, 3]
+            depth = torch.zeros(1, 1, 1, dtype=torch.int32)
+            if self.use_depth:
+                pixels = decode_depth(self.source.read(depth_name_of(name)), first_channel=True)
+                depth = torch.from_numpy(pixels.astype(np.int32))[None]  # [1, S, S]
+        except DataError as error:
+            raise DataError(
+                f"{self.source.root}: {name} {error}. Find all such files: 3dgp data check --decode"
+            ) from None
+        if image.shape != (size, size, 3) or (self.use_depth and depth.shape != (1, size, size)):
+            raise DataError(
+                f"{self.source.root}: {name} or its depth map is not {size}x{size}. Find all: 3dgp data check --decode"
+            )
+        image = image.permute(2, 0, 1).contiguous()  # [3, S, S]
+        if len(self._cache) < self._cached_items:
+            self._cache[row] = image, depth
+        return image, depth
+
+    def _embedding(self, name: str) -> torch.Tensor:
+        if self.embeddings is None:
+            return torch.zeros(0)
+        return torch.from_numpy(np.array(self.embeddings.rows[self.embeddings.row_of[name]]))
+
+    def _problems(self, embedding_dim: int, use_angles: bool) -> list[str]:
+        found = []
+        height, width = _first_size(self.source, self.names[0])
+        if (height, width) != (self.resolution, self.resolution):
+            found.append(
+                f"its images are {width}x{height} but the profile says data.resolution={self.resolution}"
+                f" (make that size: 3dgp data resize -s {self.resolution})."
+            )
+        if self.use_depth:
+            maps = set(self.source.depth_names)
+            missing = [name for name in self.names if depth_name_of(name) not in maps]
+            if missing:
+                found.append(
+                    f"{len(missing)} of {len(self.names)} images have no depth map: {_some(missing)} "
+                    "(run 3dgp data depth, merge and resize, or set training.use_depth=false)."
+                )
+        found += self._label_problems()
+        if self.embeddings is not None:
+            if self.embeddings.dim != embedding_dim:
+                found.append(
+                    f"the embeddings in {self.embeddings.path.name} have {self.embeddings.dim} numbers but the profile "
+                    f"says data.embedding_dim={embedding_dim}."
+                )
+            missing = [name for name in self.names if name not in self.embeddings.row_of]
+            if missing:
+                found.append(f"{len(missing)} images have no embedding: {_some(missing)} (run 3dgp data embed again).")
+        if use_angles:
+            missing = [name for name in self.names if name not in self._angles]
+            if missing:
+                found.append(f"{len(missing)} images have no camera_angles in {LABELS_NAME}: {_some(missing)}.")
+        return found
+
+    def _label_problems(self) -> list[str]:
+        if not self.num_classes:
+            return []
+        if not self._labels:
+            return [
+                f"it has no labels but the profile says data.num_classes={self.num_classes} (put the photos into one "
+                "folder a class and run 3dgp data resize, or set data.num_classes=0)."
+            ]
+        found = []
+        missing = [name for name in self.names if name not in self._labels]
+        if missing:
+            found.append(f"{len(missing)} images have no label in {LABELS_NAME}: {_some(missing)}.")
+        used = [self._labels[name] for name in self.names if name in self._labels]
+        largest = max((value for value in used if isinstance(value, int)), default=-1)
+        count = len(self.classes) if self.classes else largest + 1
+        widths = {len(value) for value in used if not isinstance(value, int)}
+        if largest >= self.num_classes or (widths - {self.num_classes}) or (not widths and count != self.num_classes):
+            said = ", ".join(str(width) for width in sorted(widths)) if widths else str(count)
+            found.append(
+                f"it has {said} classes but the profile says data.num_classes={self.num_classes} "
+                f"(--set data.num_classes={said})."
+            )
+        return found
+
+
+def subset(names: list[str], max_images: int | None, seed: int) -> list[str]:
+    """A seeded random subset in the original order; all names when `max_images` is None or not smaller."""
+    if max_images is None or max_images >= len(names):
+        return names
+    order = np.arange(len(names))
+    np.random.RandomState(seed % (1 << 31)).shuffle(order)
+    return [names[row] for row in np.sort(order[:max_images])]
+
+
+def read_description(source: ImageSource) -> dict:
+    """The set's dataset.json, or {} when it has none.
+
+    Raises:
+        DataError: it is not valid JSON or not an object.
+    """
+    if LABELS_NAME not in source:
+        return {}
+    try:
+        description = json.loads(source.read(LABELS_NAME))
+        if not isinstance(description, dict):
+            raise ValueError("not an object")
+        return description
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{LABELS_NAME} of {source.root} is damaged ({error}): run 3dgp data resize again.") from None
+
+
+def _by_path(pairs: list | None) -> dict:
+    try:
+        return {str(name): value for name, value in (pairs or [])}
+    except (TypeError, ValueError):
+        raise DataError(f"{LABELS_NAME} must list [path, value] pairs: run 3dgp data resize again.") from None
+
+
+def _first_size(source: ImageSource, name: str) -> tuple[int, int]:
+    try:
+        return image_size(source.read(name))
+    except DataError as error:
+        raise DataError(f"{source.root}: {name} {error}. Find all such files: 3dgp data check --decode") from None
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
