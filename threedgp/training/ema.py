@@ -1,0 +1,39 @@
+"""The moving average of the generator's weights: smoother images than any single iteration's (StyleGAN, App. B)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from threedgp.config.schema import EmaConfig
+
+
+def ema_beta(nimg: int, batch_size: int, config: EmaConfig) -> float:
+    """Share of the old average that survives this iteration.
+
+    Args:
+        nimg: real images shown before this iteration.
+        batch_size: images per iteration over all processes.
+        config: resolved section; the half life ramps up as `rampup` times nimg, so early garbage is forgotten quickly.
+
+    Returns:
+        beta in [0, 1): 0.5^(batch / half life), and 0 until `start_kimg` is reached.
+    """
+    if config.start_kimg > nimg / 1000.0:
+        return 0.0
+    half_life = 1000.0 * config.kimg
+    if config.rampup is not None:
+        half_life = min(half_life, config.rampup * nimg)
+    return 0.5 ** (batch_size / max(half_life, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, network: nn.Module, beta: float) -> None:
+    """Move every parameter of `average` towards that of `network`: theta + beta·(average − theta); copy buffers.
+
+    Both networks must have been built alike.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - beta)
+    buffers = list(average.buffers())
+    if buffers:
+        torch._foreach_copy_(buffers, list(network.buffers()))

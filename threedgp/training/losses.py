@@ -1,0 +1,126 @@
+"""Losses of the generator and the discriminator. All return one value per sample; the caller averages and weights.
+
+Sources: GANs' non-saturating loss (arXiv 1406.2661), hinge (arXiv 1705.02894), R1 (arXiv 1801.04406), the relativistic
+pairing loss with R1 and R2 (arXiv 2501.05441), path length (arXiv 1912.04958, Sec. 3.2), distillation (3DGP, arXiv
+2303.01416, Sec. 3.4).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PATH_LENGTH_DECAY = 0.01  # share of the newest batch in the running mean of path lengths
+
+
+# ---------------------------------------------------------------------------------------------------------- adversarial
+
+
+def generator_loss(kind: str, fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """What the generator minimises, [B].
+
+    Args:
+        kind: `non_saturating`: softplus(−f); `hinge`: −f; `relativistic`: softplus(r − f), the pair being real and
+            fake sample of the same row.
+        fake: logits f [B].
+        real: logits r [B], for `relativistic` only.
+    """
+    if kind == "non_saturating":
+        return F.softplus(-fake)
+    if kind == "hinge":
+        return -fake
+    if kind == "relativistic":
+        return F.softplus(real - fake)
+    raise ValueError(f"unknown adversarial loss {kind!r}")
+
+
+def discriminator_fake_loss(kind: str, fake: Tensor, clamp: float = math.inf) -> Tensor:
+    """The discriminator's loss on fakes, [B]: softplus(max(f, −clamp)) or the hinge relu(1 + f), which has no clamp."""
+    if kind == "non_saturating":
+        return F.softplus(fake.clamp(min=-clamp))
+    if kind == "hinge":
+        return F.relu(1.0 + fake)
+    raise ValueError(f"the {kind!r} loss has no separate term for fakes")
+
+
+def discriminator_real_loss(kind: str, real: Tensor, clamp: float = math.inf) -> Tensor:
+    """The discriminator's loss on reals, [B]: softplus(−min(r, clamp)) or the hinge relu(1 − r)."""
+    if kind == "non_saturating":
+        return F.softplus(-real.clamp(max=clamp))
+    if kind == "hinge":
+        return F.relu(1.0 - real)
+    raise ValueError(f"the {kind!r} loss has no separate term for reals")
+
+
+def relativistic_discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
+    """softplus(f − r) per pair, [B] (arXiv 2501.05441, Eq. 2 with f(t) = −log(1 + e^−t)).
+
+    Every fake is judged against a real, so no mode can be dropped without a penalty. Convergence needs the zero-centred
+    gradient penalty on reals (R1) and on fakes (R2) alike.
+    """
+    return F.softplus(fake - real)
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Squared norm of d logits / d images per sample, [B], itself differentiable.
+
+    On reals this is R1, on fakes R2; the loss is gamma/2 times it. `images` must require gradients and have led to
+    `logits` [B], each row of which may depend on other rows (minibatch statistics).
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().flatten(1).sum(dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------------- path length
+
+
+def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
+    """How far images move with the styles: |J^T y| per sample, [b], differentiable.
+
+    Args:
+        images: [b, C, H, W] made from `ws`.
+        ws: [b, num_ws, w_dim], requiring gradients.
+        noise: standard normal, shaped like `images`; scaled here by 1/sqrt(H·W).
+    """
+    noise = noise / math.sqrt(images.shape[2] * images.shape[3])
+    (jacobian,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+    return jacobian.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def path_length_penalty(lengths: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """(l − a)² per sample [b] and the new running mean a, a scalar.
+
+    The gradient flows through the new mean too; store it detached.
+    """
+    new_mean = mean + PATH_LENGTH_DECAY * (lengths.mean() - mean)
+    return (lengths - new_mean).square(), new_mean
+
+
+# --------------------------------------------------------------------------------------------------------- distillation
+
+
+def distillation_distance(kind: str, predicted: Tensor, teacher: Tensor) -> Tensor:
+    """Distance between predicted and true embedding, [B].
+
+    Args:
+        kind: `l2`: Euclidean, not squared; `kl`: divergence of softmax(predicted) from softmax(teacher).
+        predicted, teacher: [B, E].
+    """
+    if kind == "l2":
+        return torch.linalg.vector_norm(predicted - teacher, dim=1)
+    if kind == "kl":
+        target = F.log_softmax(teacher, dim=1)
+        return (target.exp() * (target - F.log_softmax(predicted, dim=1))).sum(dim=1)
+    raise ValueError(f"unknown distillation distance {kind!r}")
+
+
+def patch_weights(scales: Tensor) -> Tensor:
+    """Weights [B] of the distillation loss, proportional to the patch scales [B, 2] with mean 1.
+
+    The embedding describes the whole image: a small patch can be asked less about it.
+    """
+    side = scales.mean(dim=1)
+    return side / (side.mean() + 1e-8)

@@ -1,0 +1,134 @@
+"""Patches: where on the image the discriminator looks, and how a real image is cut there (EpiGRAF, arXiv 2206.10535).
+
+A patch with scale s and offset o covers [o, o + s] of the image side, x from the left and y **from the bottom**. Real
+images are sampled at the points through which the renderer shoots its rays, so both sides see the same frequencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from threedgp.config.schema import PatchConfig
+from threedgp.errors import ConfigError
+from threedgp.ops.patches import sample_patches as cut
+from threedgp.training import schedules
+
+
+@dataclass(frozen=True)
+class PatchParams:
+    """Scales and offsets [B, 2] in units of the image side, order (x, y)."""
+
+    scales: Tensor
+    offsets: Tensor
+
+    def __getitem__(self, index) -> PatchParams:
+        return PatchParams(self.scales[index], self.offsets[index])
+
+
+def beta_variate(unit: Tensor, beta: float) -> Tensor:
+    """Beta(1, beta) variates from uniform ones by the inverse distribution function 1 − (1−u)^(1/beta)."""
+    return 1.0 - (1.0 - unit) ** (1.0 / beta)
+
+
+def scale_variates(unit: Tensor, config: PatchConfig, kimg: float) -> Tensor:
+    """Patch scales from variates in [0, 1], one per group.
+
+    Args:
+        unit: [n] float64; uniform draws for `uniform` and `discrete_uniform`, Beta variates for `beta`.
+        config: resolved patch section.
+        kimg: position in the schedules.
+
+    Returns:
+        [n] float64 scales in [min_scale, max_scale].
+
+    Raises:
+        ConfigError: no value of `discrete_support` lies in the allowed range at this time.
+    """
+    low = schedules.patch_min_scale(kimg, config)
+    if config.distribution == "discrete_uniform":
+        support = sorted(s for s in config.discrete_support if low <= s <= config.max_scale)
+        if not support:
+            raise ConfigError(
+                f"training.patch.discrete_support has no value between {low:g} and {config.max_scale:g}, the patch "
+                f"scales allowed at {kimg:g} kimg. Add {config.max_scale:g} to it."
+            )
+        values = torch.tensor(support, dtype=unit.dtype, device=unit.device)
+        return values[(unit * len(support)).long().clamp(max=len(support) - 1)]
+    return low + unit * (config.max_scale - low)
+
+
+def sample_patches(
+    batch: int,
+    config: PatchConfig,
+    kimg: float,
+    generator: torch.Generator,
+    group_size: int,
+    device: torch.device | str | None = None,
+) -> PatchParams:
+    """Random patches for a micro-batch; the samples of a group share one.
+
+    Args:
+        batch: B samples, divisible by the group size.
+        config: resolved patch section; its `group_layout` says which samples form a group: `strided` puts sample i
+            into group i mod n, exactly like the discriminator's minibatch statistics, so that these compare equal
+            scales; `reference` groups runs of neighbours.
+        kimg: position in the schedules.
+        generator: source of randomness; the draws are made on its device.
+        group_size: g; min(g, B) is used.
+        device: where the result goes; default: the generator's device.
+
+    Returns:
+        float32 scales and offsets [B, 2].
+
+    Raises:
+        ConfigError: B is not divisible by the group size, or the support is empty.
+    """
+    group_size = min(group_size, batch)
+    if batch % group_size:
+        raise ConfigError(
+            f"A micro-batch of {batch} images cannot be divided into groups of {group_size}. Choose "
+            "training.batch_size and training.batch_gpu as multiples of model.discriminator.mbstd_group_size."
+        )
+    groups = batch // group_size
+    unit = torch.rand(groups, generator=generator, device=generator.device, dtype=torch.float64)
+    unit_offsets = torch.rand(groups, 2, generator=generator, device=generator.device)
+    if config.distribution == "beta":
+        unit = beta_variate(unit, schedules.patch_beta(kimg, config))
+    scales = scale_variates(unit, config, kimg)
+    params = place_patches(scales, unit_offsets, group_size, config.group_layout)
+    return PatchParams(params.scales.to(device), params.offsets.to(device)) if device is not None else params
+
+
+def place_patches(scales: Tensor, unit_offsets: Tensor, group_size: int, layout: str) -> PatchParams:
+    """Square patches anywhere inside the image: offset = u·(1 − s), repeated for the samples of each group.
+
+    Args:
+        scales: [n] one per group.
+        unit_offsets: [n, 2] uniform in [0, 1).
+        group_size: samples per group.
+        layout: `strided` or `reference`.
+    """
+    scales = scales.to(unit_offsets.dtype)[:, None].expand(-1, 2)  # [n, 2]
+    offsets = unit_offsets * (1.0 - scales)
+    if layout == "strided":
+        return PatchParams(scales.repeat(group_size, 1), offsets.repeat(group_size, 1))
+    return PatchParams(scales.repeat_interleave(group_size, dim=0), offsets.repeat_interleave(group_size, dim=0))
+
+
+def extract_patches(images: Tensor, params: PatchParams | None, resolution: int) -> Tensor:
+    """Cut patches out of whole images by bilinear sampling, without a low-pass filter (rays have none either).
+
+    Args:
+        images: [B, C, R, R]; depth, if any, is one of the channels, so it stays aligned.
+        params: None returns the images as they are (patches are off).
+        resolution: p.
+
+    Returns:
+        [B, C, p, p].
+    """
+    if params is None:
+        return images
+    return cut(images, params.scales, params.offsets, resolution)
