@@ -8,13 +8,15 @@ from typing import Protocol
 class Progress(Protocol):
     """A listener for one piece of long work at a time.
 
-    Call `start` once, `advance` per finished item, `note` for a sentence worth reading (a skipped file, a fallback),
+    Call `start` once, `advance` per finished item, `status` for a few words beside the bar (the newest losses), `note` for a sentence worth reading (a skipped file, a fallback),
     `finish` at the end. The command line draws a bar on a terminal and plain lines in a pipe.
     """
 
     def start(self, label: str, total: int | None = None, unit: str = "images") -> None: ...
 
     def advance(self, count: int = 1) -> None: ...
+
+    def status(self, text: str) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -28,6 +30,9 @@ class NullProgress:
         pass
 
     def advance(self, count: int = 1) -> None:
+        pass
+
+    def status(self, text: str) -> None:
         pass
 
     def note(self, text: str) -> None:

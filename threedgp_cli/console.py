@@ -97,7 +97,7 @@ class ConsoleProgress:
 
     def start(self, label: str, total: int | None = None, unit: str = "images") -> None:
         self.finish()
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit, self.text = label, total, unit, ""
         self.done, self.began, self.last = 0, time.monotonic(), time.monotonic()
         if self.console.is_terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -108,10 +108,11 @@ class ConsoleProgress:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}", style="dim"),
                 console=self.console,
                 transient=False,
             )
-            self.task = self.bar.add_task(label, total=total, rate="")
+            self.task = self.bar.add_task(label, total=total, rate="", status="")
             self.bar.start()
         else:
             self._line(f"{label}: {'' if total is None else f'{total} '}{unit}")
@@ -125,7 +126,13 @@ class ConsoleProgress:
         elif self.label is not None and time.monotonic() - self.last >= self.PLAIN_SECONDS:
             self.last = time.monotonic()
             left = "" if not self.total else f", {_duration((self.total - self.done) * elapsed / self.done)} left"
-            self._line(f"{self.label}: {self.done}{'' if self.total is None else f'/{self.total}'} ({rate}{left})")
+            count = f"{self.done}{'' if self.total is None else f'/{self.total}'}"
+            self._line(f"{self.label}: {count} ({rate}{left}) {self.text}".rstrip())
+
+    def status(self, text: str) -> None:
+        self.text = text
+        if self.bar is not None:
+            self.bar.update(self.task, status=_escape(text))
 
     def note(self, text: str) -> None:
         self.console.print(f"[yellow]Note:[/] {_escape(text)}", soft_wrap=True)
