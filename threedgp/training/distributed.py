@@ -1,0 +1,136 @@
+"""One process among several: who am I, and the few collective operations training needs.
+
+Works with torchrun's environment variables (NCCL on GPUs, gloo on CPUs) and, unchanged, in a single process.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from threedgp.errors import ThreeDGPError, UsageError
+
+TIMEOUT = datetime.timedelta(minutes=30)  # metrics on rank 0 may keep the others waiting
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all of them.
+
+    Attributes:
+        rank: 0 .. size-1 over all machines; rank 0 writes files.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Mean over all processes, in place."""
+        return self.sum(tensor).div_(self.size)
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite every tensor with rank 0's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's small Python value (numbers, strings, lists, dicts) on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's small Python value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """True everywhere if true anywhere."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag))).item())  # on the CPU: nobody waits for a GPU
+
+    def require_equal(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Check that all processes hold the same bytes.
+
+        Raises:
+            ThreeDGPError: names the first tensor that differs.
+        """
+        if self.size == 1:
+            return
+        sums = torch.stack([_fingerprint(tensor) for tensor in tensors.values()])  # [tensors]
+        low, high = sums.clone(), sums.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        for name, smallest, largest in zip(tensors, low.tolist(), high.tolist(), strict=True):
+            if smallest != largest:
+                raise ThreeDGPError(
+                    f"The processes disagree about {name}: their copies of the networks have drifted apart. "
+                    "Resume from the last checkpoint; if it happens again, one machine computes wrongly."
+                )
+
+
+def _fingerprint(tensor: torch.Tensor) -> torch.Tensor:
+    """A position-dependent 64-bit sum of the raw bytes."""
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8).long()
+    weights = torch.arange(1, len(data) + 1, device=data.device) % 65521
+    return (data * weights).sum()
+
+
+@contextmanager
+def join_world(device: str | None = None):
+    """Join the processes that torchrun started (or be the only one) and leave at the end; yields a `World`.
+
+    Args:
+        device: `cpu` or `cuda`; default: cuda where there is one.
+
+    Raises:
+        UsageError: more processes on this machine than GPUs, or no GPU although cuda was asked for.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise UsageError(f"Process {local_rank} of this machine finds only {count} GPUs. Start fewer with --gpus.")
+        torch.cuda.set_device(local_rank)
+    world = World(rank, size, torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu"))
+    if size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield world
+    finally:
+        if size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
