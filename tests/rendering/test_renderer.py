@@ -249,5 +249,5 @@ def test_density_noise_is_drawn_only_when_asked_for():
 
 @pytest.mark.parametrize("bad", [{"num_steps": 3}, {"marcher": "mip", "last_back": True}])
 def test_impossible_options_are_refused(bad):
-    with pytest.raises(ValueError, match="samples|mip"):
+    with pytest.raises(ValueError, match=r"samples|mip"):
         RenderOptions(near=0.5, far=1.0, **bad)
