@@ -15,18 +15,18 @@ import torch
 
 from threedgp.config.schema import DataConfig, Profile
 from threedgp.errors import CheckpointError
+from threedgp.runs import catalog
 from threedgp.runs import checkpoint as module
-from threedgp.runs.checkpoint import (
+from threedgp.runs.catalog import (
     NewerCheckpointError,
+    checkpoint_nimg,
     find_latest,
     list_checkpoints,
-    load_checkpoint,
     prune_checkpoints,
-    read_state,
     remove_checkpoint,
-    save_checkpoint,
     verify_checkpoint,
 )
+from threedgp.runs.checkpoint import load_checkpoint, read_state, save_checkpoint
 from threedgp.runs.state import load_optimizer_tensors, load_rng_tensors, optimizer_tensors, rng_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,14 +214,14 @@ def test_a_death_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(module.os, "rename", dies_at_the_second)
+    monkeypatch.setattr(catalog.os, "rename", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 5, attempt=2)
     monkeypatch.undo()
     assert not path.exists()
     found = find_latest(tmp_path)
     assert read_state(found)["attempt"] == 1
-    assert module.checkpoint_nimg(found) == 5
+    assert checkpoint_nimg(found) == 5
     save(tmp_path, 6)
     assert [entry.name for entry in list_checkpoints(tmp_path)] == ["000000005", "000000006"]
     assert read_state(path)["attempt"] == 1
@@ -262,7 +262,8 @@ def test_a_full_disk_is_reported_and_leaves_the_previous_checkpoint(tmp_path, mo
 FORKER = """
 import os, signal, sys, time
 import torch
-from threedgp.runs.checkpoint import prune_checkpoints, save_checkpoint
+from threedgp.runs.catalog import prune_checkpoints
+from threedgp.runs.checkpoint import save_checkpoint
 folder = sys.argv[1]
 
 def write(nimg, report):

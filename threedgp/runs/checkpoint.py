@@ -11,9 +11,7 @@ crash, a full disk or `kill -9` at any moment leaves the previous checkpoint as 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
@@ -30,21 +28,22 @@ import threedgp
 from threedgp.config.schema import Profile
 from threedgp.errors import CheckpointError
 from threedgp.files import TEMPORARY_MARK, fsync, sha256_of
-from threedgp.progress import NULL_PROGRESS, Progress
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-STATE = "state.json"
+from threedgp.runs.catalog import (
+    ADVICE,
+    FORMAT,
+    MANIFEST,
+    STATE,
+    checkpoint_name,
+    clean_leftovers,
+    manifest_digest,
+    publish,
+    read_manifest,
+    verify_files,
+)
 
 TensorGroups = dict[str, dict[str, torch.Tensor]]
 
-_NAME = re.compile(r"\d{9,}")
-_DISPLACED = re.compile(r"\.(\d{9,})\.displaced")
 _GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-class NewerCheckpointError(CheckpointError):
-    """The checkpoint was written by a newer version of this program."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ class Checkpoint:
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
-
-
-def checkpoint_name(nimg: int) -> str:
-    """Folder name of a checkpoint: the number of real images seen, nine digits, so that names sort by age."""
-    return f"{nimg:09d}"
 
 
 def save_checkpoint(
@@ -104,7 +98,7 @@ def save_checkpoint(
         (work / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         _write_manifest(work, profile)
         fsync(work)
-        _publish(work, target)
+        publish(work, target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"Checkpoint {target} could not be written ({error}). Check the free space and permissions of that disk "
@@ -139,39 +133,9 @@ def _write_manifest(work: Path, profile: Profile | None) -> None:
     manifest = {"format": FORMAT, "version": threedgp.__version__, "files": files}
     if profile is not None:
         manifest |= {"profile": profile.name, "networks": network_values(profile)}
-    manifest["digest"] = _digest(manifest)
+    manifest["digest"] = manifest_digest(manifest)
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     fsync(work / MANIFEST)
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of everything else in the manifest, so that a damaged manifest cannot hide a file."""
-    content = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _publish(work: Path, target: Path) -> None:
-    """Rename `work` to `target`. A folder cannot be replaced in one step: an old one steps aside first, under a name
-    that `list_checkpoints` still understands should the process die between the two renames."""
-    displaced = target.with_name(f".{target.name}.displaced")
-    if target.exists():
-        os.rename(target, displaced)
-    os.rename(work, target)
-    fsync(target.parent)
-    if displaced.exists():
-        shutil.rmtree(displaced, ignore_errors=True)
-
-
-def clean_leftovers(folder: Path) -> None:
-    """Remove what crashed writers left behind. Only for the process that holds the run's lock."""
-    for path in list(folder.iterdir()):
-        if path.name.startswith(".") and TEMPORARY_MARK in path.name:
-            shutil.rmtree(path, ignore_errors=True)
-        elif match := _DISPLACED.fullmatch(path.name):
-            if (folder / match[1]).exists():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.rename(path, folder / match[1])
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -205,12 +169,12 @@ def load_checkpoint(
             raise CheckpointError(f"Checkpoint {path} holds no {group}, only {', '.join(stored)}.")
     if profile is not None:
         _check_profile(path, manifest, profile)
-    _verify_files(path, manifest, [STATE, *(f"{group}.safetensors" for group in wanted)])
+    verify_files(path, manifest, [STATE, *(f"{group}.safetensors" for group in wanted)])
     try:
         tensors = {group: load_file(path / f"{group}.safetensors", device=str(device)) for group in wanted}
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"Checkpoint {path} cannot be read ({error}). {_ADVICE}") from error
+        raise CheckpointError(f"Checkpoint {path} cannot be read ({error}). {ADVICE}") from error
     return Checkpoint(path, tensors, state)
 
 
@@ -219,50 +183,26 @@ def read_state(path: Path | str) -> dict[str, Any]:
     return load_checkpoint(path, groups=[]).state
 
 
-def verify_checkpoint(path: Path | str) -> None:
-    """Check format, sizes and checksums of every file; raises `CheckpointError` like `load_checkpoint`."""
-    manifest = read_manifest(path)
-    _verify_files(Path(path), manifest, manifest["files"])
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """`load_state_dict` whose complaint is one sentence: `source` names the file and group.
 
-
-_ADVICE = "Use another checkpoint: delete this folder and the newest intact one before it is taken."
-
-
-def read_manifest(path: Path | str) -> dict[str, Any]:
-    """The manifest of a checkpoint this program can read, its structure checked."""
-    path = Path(path)
-    if not path.is_dir():
-        raise CheckpointError(f"There is no checkpoint folder {path}. `3dgp runs show` lists those of a run.")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a checkpoint: it has no {MANIFEST}. {_ADVICE}") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path / MANIFEST} is damaged ({error}). {_ADVICE}") from None
-    version = manifest.get("format") if isinstance(manifest, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise NewerCheckpointError(
-            f"Checkpoint {path} was written by a newer 3dgp ({manifest.get('version', 'unknown version')}, checkpoint "
-            f"format {version}; this one reads up to {FORMAT}). Upgrade with: pip install --upgrade threedgp"
+    Raises:
+        CheckpointError: a tensor is missing, unknown or has another shape.
+    """
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in own]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)} instead of {list(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more differences" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{source} does not fit the network: {', '.join(problems[:3])}{more}. Use the profile it was trained with."
         )
-    if version != FORMAT or manifest.get("digest") != _digest(manifest):
-        raise CheckpointError(f"{path / MANIFEST} is damaged. {_ADVICE}")
-    return manifest
-
-
-def _verify_files(path: Path, manifest: dict[str, Any], names: Iterable[str]) -> None:
-    for name in names:
-        file, expected = path / name, manifest["files"][name]
-        try:
-            size = file.stat().st_size
-            if size != expected["size"]:
-                raise CheckpointError(f"{file} has {size} bytes instead of {expected['size']}. {_ADVICE}")
-            if sha256_of(file) != expected["sha256"]:
-                raise CheckpointError(f"{file} was altered after it was written (checksum differs). {_ADVICE}")
-        except FileNotFoundError:
-            raise CheckpointError(f"{file} is missing. {_ADVICE}") from None
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read ({error}). {_ADVICE}") from None
+    module.load_state_dict(dict(tensors))
 
 
 def network_values(profile: Profile) -> dict[str, Any]:
@@ -295,88 +235,3 @@ def _check_profile(path: Path, manifest: dict[str, Any], profile: Profile) -> No
                 f"Checkpoint {path} belongs to profile '{manifest.get('profile')}' with {key} = {stored[key]}, but "
                 f"profile '{profile.name}' has {value}. Use the run's own profile, or start a new run."
             )
-
-
-# ------------------------------------------------------------------------------------------------- finding and pruning
-
-
-def list_checkpoints(folder: Path | str) -> list[Path]:
-    """Every complete checkpoint of a folder, oldest first, without verifying its bytes."""
-    found: dict[str, Path] = {}
-    try:
-        entries = sorted(Path(folder).iterdir(), reverse=True)  # visible names before hidden ones
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    for path in entries:
-        if _NAME.fullmatch(path.name):
-            found[path.name] = path
-        elif match := _DISPLACED.fullmatch(path.name):
-            found.setdefault(match[1], path)
-    return [found[name] for name in sorted(found, key=int)]
-
-
-def checkpoint_nimg(path: Path | str) -> int:
-    """Number of real images a checkpoint had seen, from its name."""
-    name = Path(path).name
-    match = _DISPLACED.fullmatch(name)
-    return int(match[1] if match else name)
-
-
-def find_latest(folder: Path | str, progress: Progress = NULL_PROGRESS) -> Path | None:
-    """The newest checkpoint that verifies, or None. Damaged newer ones are passed over with a note each.
-
-    Raises:
-        NewerCheckpointError: the newest one needs a newer version of this program: an older checkpoint would silently
-            throw training away.
-    """
-    for path in reversed(list_checkpoints(folder)):
-        try:
-            verify_checkpoint(path)
-        except NewerCheckpointError:
-            raise
-        except CheckpointError as error:
-            progress.note(f"Passed over a checkpoint: {error}")
-        else:
-            return path
-    return None
-
-
-def remove_checkpoint(path: Path | str) -> None:
-    """Delete a checkpoint; it disappears from `list_checkpoints` in one step."""
-    path = Path(path)
-    doomed = path.with_name(f".{path.name.strip('.')}{TEMPORARY_MARK}{secrets.token_hex(4)}")
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def prune_checkpoints(
-    folder: Path | str,
-    *,
-    keep_last: int,
-    keep: Iterable[Path | str] = (),
-    keep_every_kimg: float | None = None,
-) -> list[Path]:
-    """Delete old checkpoints once the newest one is known to be intact; returns the deleted paths.
-
-    Kept are the last `keep_last`, those in `keep` (the best one, rollback candidates), and the first one at or after
-    every multiple of `keep_every_kimg` thousand images. If the newest does not verify, nothing is deleted.
-    """
-    paths = list_checkpoints(folder)
-    if not paths:
-        return []
-    try:
-        verify_checkpoint(paths[-1])
-    except CheckpointError:
-        return []
-    kept = {Path(path).name for path in keep} | {path.name for path in paths[-keep_last:]}
-    if keep_every_kimg is not None:
-        milestone = 0
-        for path in paths:
-            reached = int(checkpoint_nimg(path) // (1000 * keep_every_kimg))
-            if reached > milestone:
-                kept.add(path.name)
-                milestone = reached
-    doomed = [path for path in paths if path.name not in kept]
-    for path in doomed:
-        remove_checkpoint(path)
-    return doomed
