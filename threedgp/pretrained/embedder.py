@@ -1,0 +1,285 @@
+"""Feature extractors: pictures in, one row of numbers per picture out.
+
+One small interface serves instance selection, the embeddings that the discriminator learns to predict (3DGP,
+arXiv 2303.01416, knowledge distillation) and the metrics: `extractor(images)` takes uint8 RGB [batch, 3, H, W] and
+returns float32 [batch, dim] on the extractor's device.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from threedgp.errors import UsageError, WeightsError
+from threedgp.pretrained.inception import load_inception
+from threedgp.pretrained.weights import EFFICIENTNET_LITE0, FoundWeights, WeightFile, find_weights, load_state
+from threedgp.progress import NULL_PROGRESS, Progress
+
+INCEPTION_NAME = "inception"
+OFFLINE_NAME = "tf_efficientnet_lite0"
+ALIASES = {
+    "inceptionv3": INCEPTION_NAME,
+    "inception_v3_fid": INCEPTION_NAME,
+    "efficientnet-lite0": OFFLINE_NAME,
+    "efficientnet_lite0": OFFLINE_NAME,
+}
+# `resnet50` alone means other weights in each timm version; published embeddings used these.
+TIMM_TAGS = {"resnet50": "resnet50.ram_in1k"}
+OFFLINE_ADVICE = f"choose the offline extractor {OFFLINE_NAME}"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a timm network wants its pictures: shorter side resized, centre crop, normalised channels."""
+
+    resize: int
+    crop: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    squash: bool = False
+
+    def __str__(self) -> str:
+        how = f"{self.resize}x{self.resize}" if self.squash else f"shorter side {self.resize}"
+        return (
+            f"resize to {how} ({self.interpolation}, antialias, rounded to 8 bits), centre crop {self.crop}, "
+            f"/255, mean {list(self.mean)}, std {list(self.std)}"
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [batch, 3, H, W] to normalised float32 [batch, 3, crop, crop]."""
+        x = images.float()
+        height, width = self.resized_size(*x.shape[2:])
+        # The networks were trained on pictures that Pillow resized: rows first, 8 bits after each pass.
+        for size in ((x.shape[2], width), (height, width)):
+            if size != tuple(x.shape[2:]):
+                x = F.interpolate(x, size, mode=self.interpolation, align_corners=False, antialias=True)
+                x = x.round().clamp(0, 255)
+        top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
+        x = x[:, :, top : top + self.crop, left : left + self.crop] / 255
+        mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (self.mean, self.std))
+        return (x - mean) / std
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.squash:
+            return self.resize, self.resize
+        short = min(height, width)
+        return height * self.resize // short, width * self.resize // short
+
+
+class FeatureExtractor:
+    """A frozen network that turns pictures into feature rows. Made by `build_extractor`.
+
+    Attributes:
+        name: canonical name, goes into file names, manifests and cache keys.
+        dim: features per picture.
+        weights_sha256: of the file the weights came from.
+        weights_verified: whether that is a published checksum.
+        preprocess: what happens to a picture first, in words; part of cache keys.
+        device: where it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        dim: int,
+        weights: FoundWeights,
+        preprocess: str,
+        prepare: Callable[[Tensor], Tensor],
+        device: torch.device | str = "cpu",
+    ):
+        self.name = name
+        self.dim = dim
+        self.weights_sha256 = weights.sha256
+        self.weights_verified = weights.verified
+        self.preprocess = preprocess
+        self.device = torch.device(device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self._prepare = prepare
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 RGB [batch, 3, H, W] to float32 [batch, dim]; the same row whatever shares the batch."""
+        with full_precision():
+            return self.network(self._prepare(_checked(images, self.device))).float()
+
+
+class InceptionExtractor(FeatureExtractor):
+    """The FID network; also gives the class scores that the Inception score needs."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.features_and_logits(images)[0]
+
+    @torch.no_grad()
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 features [batch, 2048] and logits without the classifier's bias [batch, 1008]."""
+        with full_precision():
+            output = self.network(_checked(images, self.device))
+        return output.features, output.logits_unbiased
+
+
+def build_extractor(
+    name: str,
+    weights: Path | str | None = None,
+    *,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+    allow_unverified: bool = False,
+    progress: Progress = NULL_PROGRESS,
+) -> FeatureExtractor:
+    """Build a feature extractor with checked weights.
+
+    Args:
+        name: "inception" (FID network), "tf_efficientnet_lite0" (small, works offline; alias "efficientnet-lite0"),
+            "resnet50" (timm's resnet50.ram_in1k) or any timm model name.
+        weights: path of the weight file; None to look in the usual places.
+        download: fetch missing weights.
+        allow_unverified: accept weights whose checksum differs from the published one.
+
+    Raises:
+        UsageError: no such model.
+        WeightsError: weights missing (with ways out), of the wrong checksum, or not fitting the network.
+    """
+    name = canonical_name(name)
+    options: dict[str, Any] = {"download": download, "allow_unverified": allow_unverified, "progress": progress}
+    if name == INCEPTION_NAME:
+        found = find_weights("inception", weights, **options)
+        text = "TF1 bilinear to 299x299 (aspect ratio not kept), (x - 128) / 128"
+        return InceptionExtractor(name, load_inception(found.path), 2048, found, text, lambda x: x, device)
+    if name == OFFLINE_NAME:
+        found = find_weights(EFFICIENTNET_LITE0, weights, **options)
+        prepare = Preprocess(256, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        return FeatureExtractor(name, _efficientnet_lite0(found.path), 1280, found, str(prepare), prepare, device)
+    return _timm_extractor(name, weights, options, device)
+
+
+def canonical_name(name: str) -> str:
+    """One name for each network: aliases resolved, for file names and cache keys."""
+    return ALIASES.get(name.lower(), name)
+
+
+def full_precision():
+    """Context in which a GPU computes float32 as float32: scores and caches must not depend on TF32."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def _checked(images: Tensor, device: torch.device) -> Tensor:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"an extractor needs uint8 [batch, 3, H, W], not {images.dtype} {list(images.shape)}")
+    return images.to(device)
+
+
+def _efficientnet_lite0(path: Path) -> nn.Module:
+    """timm's network with the weights of the file, whose tensors stand in the same order under other names."""
+    import timm
+
+    network = timm.create_model(OFFLINE_NAME, pretrained=False)
+    own, stored = network.state_dict(), load_state(path)
+    if [value.shape for value in own.values()] != [getattr(value, "shape", None) for value in stored.values()]:
+        raise WeightsError(f"{path} does not hold the {len(own)} tensors of efficientnet-lite0.")
+    network.load_state_dict(dict(zip(own, stored.values(), strict=True)))
+    network.reset_classifier(0)
+    return network
+
+
+def _timm_extractor(name: str, weights: Path | str | None, options: dict, device) -> FeatureExtractor:
+    import timm
+    from timm.data import resolve_data_config
+
+    tagged = TIMM_TAGS.get(name, name)
+    config = _timm_config(tagged)
+    file = _timm_file(name, config)
+    hub = _hub_copy(config)
+    if weights is None and hub is not None and not _has_own_copy(file):
+        weights = hub
+    if weights is not None and Path(weights).suffix == ".safetensors":
+        file = replace(file, sha256=None)  # the published digits belong to the pickled form of the same weights
+    found = find_weights(file, weights, **options)
+    try:
+        overlay = {"state_dict": load_state(found.path)}
+        network = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay)
+        network.reset_classifier(0)  # only now: without a classifier timm would not insist on all other tensors
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{found.path} does not fit the network {tagged}: {reason[:600]}") from None
+    data = resolve_data_config({}, pretrained_cfg=config.to_dict())
+    crop = data["input_size"][-1]
+    squash = data["crop_mode"] == "squash"
+    resize = int(crop / data["crop_pct"]) if not squash else crop
+    interpolation = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
+    prepare = Preprocess(resize, crop, interpolation, tuple(data["mean"]), tuple(data["std"]), squash)
+    network.eval()
+    with torch.no_grad():
+        dim = network(torch.zeros(1, 3, crop, crop)).shape
+    if len(dim) != 2:
+        raise UsageError(f"The model {tagged} gives no single feature vector (its output is {list(dim)}).")
+    return FeatureExtractor(name, network, dim[1], found, str(prepare), prepare, device)
+
+
+def _timm_config(tagged: str):
+    """timm's record of a pretrained model. Raises `UsageError` with the nearest names for an unknown one."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    try:
+        config = get_pretrained_cfg(tagged)
+    except RuntimeError:
+        config = None
+    if config is None or not timm.is_model(tagged.split(".")[0]):
+        known = [INCEPTION_NAME, *timm.list_models(), *timm.list_pretrained()]
+        near = difflib.get_close_matches(tagged, known, n=3)
+        hint = f" Nearest: {', '.join(near)}." if near else ""
+        raise UsageError(f"There is no feature extractor '{tagged}'.{hint}")
+    return config
+
+
+def _timm_file(name: str, config) -> WeightFile:
+    """What timm publishes about a model's weights: the plain address with a checksum in its name, else the hub's."""
+    url, address, file_name, digits = config.url or "", None, f"{name}.safetensors", None
+    if url.endswith((".pth", ".pt", ".safetensors", ".bin")):
+        address, file_name = url, url.rsplit("/", 1)[-1]
+        found = re.search(r"-([0-9a-f]{8,64})\.\w+$", file_name)
+        digits = found.group(1) if found else None
+    elif config.hf_hub_id:
+        from huggingface_hub import hf_hub_url
+
+        address = hf_hub_url(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+    return WeightFile(
+        name=name,
+        file_name=file_name,
+        purpose=f"the feature extractor {name}",
+        sha256=digits,
+        address=address,
+        licence=config.license or "see the model's page",
+        advice=(OFFLINE_ADVICE,),
+    )
+
+
+def _has_own_copy(file: WeightFile) -> bool:
+    """Whether the file is found without the hub's cache."""
+    try:
+        find_weights(file)
+    except WeightsError:
+        return False
+    return True
+
+
+def _hub_copy(config) -> Path | None:
+    """The weights in the Hugging Face cache, where another program of the user may have put them."""
+    if not config.hf_hub_id:
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+    return Path(found) if isinstance(found, str) else None
