@@ -1,0 +1,361 @@
+"""What one training iteration does to each network: losses of a micro-batch, and their gradients.
+
+The order of an iteration is the order of `phases`: the generator against the frozen discriminator (Gmain), now and then
+its path lengths (Gpl); the discriminator on fakes and reals (Dmain), now and then its gradient penalty (Dreg). Every
+phase gets the same real items but fresh fakes and patches. A phase calls backward itself, once for each part whose
+graph can then be forgotten; zeroing and averaging gradients and the optimiser's step belong to the training loop:
+
+    for phase in phases(profile):
+        if not phase.due(iteration, kimg):
+            continue
+        set_trainable(setup, phase.network)
+        for micro_batch, real in ...:
+            draws = Draws(profile, dataset, (seed, stream, iteration, phase.name, micro_batch), kimg=kimg, ...)
+            result = phase.run(setup, real, draws, gain=phase.interval / number_of_micro_batches)
+        update_running_means(setup, mean of result.means over micro-batches and processes)
+
+Sources: 3DGP (arXiv 2303.01416), EpiGRAF (arXiv 2206.10535), lazy regularisation: StyleGAN2 (arXiv 1912.04958), App. B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from threedgp.camera.camera import Camera
+from threedgp.camera.priors import CameraPrior
+from threedgp.config.schema import OptimizerConfig, Profile
+from threedgp.data.dataset import Item
+from threedgp.training import losses
+from threedgp.training.blur import blur, blur_discriminator_input
+from threedgp.training.camera_regularizers import PARAMETERS, CameraSamples, camera_regularization
+from threedgp.training.draws import Draws, Fakes
+from threedgp.training.patches import PatchParams, extract_patches
+from threedgp.training.schedules import ScheduleValues
+
+
+@dataclass
+class Setup:
+    """What the phases of one iteration share.
+
+    Attributes:
+        profile: resolved.
+        generator, discriminator: the networks.
+        values: scheduled values of this iteration.
+        path_length_mean: running mean of path lengths, a scalar.
+        augment: changes what the discriminator sees, reals and fakes alike: (images, draws) -> images.
+        gamma_factor: multiplies the gradient penalty's weight (raised for a while after a divergence).
+    """
+
+    profile: Profile
+    generator: nn.Module
+    discriminator: nn.Module
+    values: ScheduleValues
+    path_length_mean: Tensor
+    augment: Callable[[Tensor, Draws], Tensor] | None = None
+    gamma_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class RealBatch:
+    """Real items of a micro-batch: images [B, 3 or 4, R, R] with depth as the last channel, both in [−1, 1]; one-hot
+    classes [B, c_dim]; camera angles [B, 3]; embeddings [B, E].
+    """
+
+    images: Tensor
+    labels: Tensor
+    angles: Tensor
+    embeddings: Tensor
+
+
+@dataclass
+class PhaseResult:
+    """What a phase reports of one micro-batch.
+
+    Attributes:
+        stats: detached values by name, of any shape; their mean and deviation are worth logging.
+        means: batch means that enter running means: `w` [w_dim], `path_length` (scalar).
+    """
+
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the iteration: it trains one network, every `interval` iterations.
+
+    `run(setup, real, draws, gain)` adds gain times the gradient of a micro-batch's mean loss to the network's .grad.
+    """
+
+    name: str
+    network: Literal["G", "D"]
+    run: Callable[[Setup, RealBatch, Draws, float], PhaseResult]
+    interval: int = 1
+    start_kimg: float = 0.0
+
+    def due(self, iteration: int, kimg: float) -> bool:
+        return iteration % self.interval == 0 and kimg >= self.start_kimg
+
+
+def phases(profile: Profile) -> list[Phase]:
+    """The phases a profile needs, in the order in which they run."""
+    loss, path = profile.loss, profile.loss.path_length
+    found = [Phase("Gmain", "G", generator_phase)]
+    if path.weight > 0:
+        found.append(Phase("Gpl", "G", path_length_phase, path.interval, path.start_kimg))
+    found.append(Phase("Dmain", "D", discriminator_phase))
+    if loss.gamma > 0 or (loss.adversarial == "relativistic" and loss.gamma_fake > 0):
+        found.append(Phase("Dreg", "D", gradient_penalty_phase, loss.regularization_interval))
+    return found
+
+
+def adam_settings(config: OptimizerConfig, network: str, profile: Profile) -> dict:
+    """Arguments of Adam for a network, corrected for its lazy phases: with c = k/(k+1), lr·c and betas^c."""
+    intervals = [phase.interval for phase in phases(profile) if phase.network == network]
+    c = intervals[1] / (intervals[1] + 1) if len(intervals) > 1 else 1.0
+    beta1, beta2 = config.betas
+    return {
+        "lr": config.lr * c,
+        "betas": (beta1**c, beta2**c),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+
+
+def set_trainable(setup: Setup, network: str) -> None:
+    """Let only one of the networks ("G", "D") collect gradients; the other may still be part of the graph."""
+    setup.generator.requires_grad_(network == "G")
+    setup.discriminator.requires_grad_(network == "D")
+
+
+def real_batch(item: Item, profile: Profile, device: torch.device | str) -> RealBatch:
+    """Bring a batch of the data set to the networks' range and device.
+
+    Colours become x/127.5 − 1 and 16-bit depth d/65536·2 − 1; depth is blurred when the profile says so.
+    """
+    images = item.image.to(device, non_blocking=True).float() / 127.5 - 1.0
+    if profile.training.use_depth:
+        depth = item.depth.to(device, non_blocking=True).float() / 65536.0 * 2.0 - 1.0
+        images = torch.cat([images, blur(depth, profile.training.blur_real_depth_sigma)], dim=1)
+    return RealBatch(
+        images=images,
+        labels=item.label.to(device, non_blocking=True),
+        angles=item.camera_angles.to(device, non_blocking=True),
+        embeddings=item.embedding.to(device, non_blocking=True),
+    )
+
+
+@torch.no_grad()
+def update_running_means(setup: Setup, means: dict[str, Tensor]) -> None:
+    """Enter batch means, averaged over micro-batches and processes, into the running means of the networks."""
+    if "w" in means:
+        mapping = setup.generator.mapping
+        mapping.w_avg.lerp_(means["w"], 1.0 - mapping.w_avg_beta)
+    if "path_length" in means:
+        setup.path_length_mean.copy_(means["path_length"])
+
+
+# -------------------------------------------------------------------------------------------------- parts of all phases
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Fakes as the discriminator receives them: images [B, 3 or 4, p, p], the styles [B, num_ws, w_dim] and the
+    posterior cameras they were made from.
+    """
+
+    images: Tensor
+    ws: Tensor
+    camera: Camera
+
+
+def generate(setup: Setup, fakes: Fakes, draws: Draws, patches: PatchParams | None) -> Generated:
+    """Run the generator: styles, posterior camera, picture (with adapted depth as the last channel, if used)."""
+    generator, profile = setup.generator, setup.profile
+    ws = generator.mapping(fakes.z, fakes.c, fakes.told_angles)
+    if profile.loss.style_mixing_probability > 0:
+        cutoff = draws.style_cutoff(ws.shape[1])
+        if cutoff < ws.shape[1]:
+            other = generator.mapping(draws.latents("style_mixing", len(ws)), fakes.c, fakes.told_angles)
+            ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
+    options = draws.synthesis(len(ws))
+    if patches is not None:
+        options |= {"patch_scales": patches.scales, "patch_offsets": patches.offsets}
+    if profile.model.kind == "stylegan2":
+        return Generated(generator.synthesize(ws, **options), ws, fakes.camera)
+    camera = fakes.camera
+    if profile.training.learn_camera:
+        camera = generator.camera_adaptor(camera, fakes.z, fakes.c)
+    output = generator.synthesize(ws, camera, **options)
+    images = output.img
+    if profile.training.use_depth:
+        images = torch.cat([images, output.depth_adapted], dim=1)
+    return Generated(images, ws, camera)
+
+
+def judge(
+    setup: Setup,
+    images: Tensor,
+    labels: Tensor,
+    patches: PatchParams | None,
+    angles: Tensor,
+    draws: Draws,
+    predict_features: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The discriminator's logits [B] and predicted features of patches, after blur and augmentation."""
+    images = blur_discriminator_input(images, setup.values.blur_sigma)
+    if setup.augment is not None:
+        images = setup.augment(images, draws)
+    scales, offsets = (None, None) if patches is None else (patches.scales, patches.offsets)
+    output = setup.discriminator(images, labels, scales, offsets, angles, predict_features)
+    return output.logits, output.features
+
+
+def _cut_real(setup: Setup, real: RealBatch, patches: PatchParams | None) -> Tensor:
+    return extract_patches(real.images, patches, setup.profile.training.patch.resolution)
+
+
+def _scores(stats: dict[str, Tensor], side: str, logits: Tensor) -> None:
+    logits = logits.detach()
+    stats[f"Loss/scores/{side}"] = logits
+    stats[f"Loss/signs/{side}"] = logits.sign()
+    stats[f"Loss/abs_scores/{side}"] = logits.abs()
+
+
+def _is_paired(setup: Setup) -> bool:
+    """The relativistic loss compares a fake with a real: of the same class, and at the same place of the image."""
+    return setup.profile.loss.adversarial == "relativistic"
+
+
+# ------------------------------------------------------------------------------------------------------------ generator
+
+
+def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) -> PhaseResult:
+    """Adversarial loss of the generator, and the camera regularisers once per micro-batch."""
+    batch, paired = len(real.images), _is_paired(setup)
+    result = PhaseResult()
+    fakes = draws.fakes(batch, real.labels if paired else None)
+    patches = draws.patches("fake", batch)
+    fake = generate(setup, fakes, draws, patches)
+    fake_logits, _ = judge(setup, fake.images, fakes.c, patches, fake.camera.angles, draws)
+    real_logits = None
+    if paired:
+        with torch.no_grad():
+            real_images = _cut_real(setup, real, patches)
+            real_logits, _ = judge(setup, real_images, real.labels, patches, real.angles, draws)
+    adversarial = losses.generator_loss(setup.profile.loss.adversarial, fake_logits, real_logits)
+    _scores(result.stats, "fake", fake_logits)
+    result.stats["Loss/G/loss"] = adversarial.detach()
+
+    total = adversarial.mean()
+    if setup.profile.training.learn_camera:
+        total = total + _camera_regularization(setup, draws, result.stats)
+    (total * gain).backward()
+    return result
+
+
+def _camera_regularization(setup: Setup, draws: Draws, stats: dict[str, Tensor]) -> Tensor:
+    profile, adaptor = setup.profile, setup.generator.camera_adaptor
+
+    def draw(name: str, count: int) -> CameraSamples:
+        prior = draws.cameras(name, count).to_vector()
+        return CameraSamples(prior, draws.latents(name, count), draws.classes(name, count))
+
+    def posterior(prior: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        return adaptor(Camera.from_vector(prior), z, c).to_vector()
+
+    center = CameraPrior(profile.camera).mean().angles[0].to(draws.device)
+    terms, parts = camera_regularization(
+        posterior, profile.loss.camera, setup.values.transport_multiplier, center, draw
+    )
+    for name, value in terms.items():
+        stats[f"Loss/camera_dist/{name}"] = value.detach()
+    for name, values in parts.items():
+        for parameter, value in zip(PARAMETERS, values, strict=True):
+            stats[f"Dist_{name}_reg/{parameter}"] = value
+    return sum(terms.values()) if terms else torch.zeros((), device=draws.device)
+
+
+def path_length_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) -> PhaseResult:
+    """Keep the size of the picture's change per change of style constant, on half of the micro-batch."""
+    batch = max(len(real.images) // 2, 1)
+    fakes = draws.fakes(batch)
+    fake = generate(setup, fakes, draws, draws.patches("fake", batch))
+    noise = draws.field("path_length", *fake.images.shape)
+    lengths = losses.path_lengths(fake.images, fake.ws, noise)
+    penalty, mean = losses.path_length_penalty(lengths, setup.path_length_mean)
+    (penalty.mean() * setup.profile.loss.path_length.weight * gain).backward()
+    return PhaseResult({"Loss/pl_penalty": penalty.detach()}, {"path_length": mean.detach()})
+
+
+# -------------------------------------------------------------------------------------------------------- discriminator
+
+
+def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) -> PhaseResult:
+    """Adversarial loss of the discriminator on fakes and reals, and distillation on reals."""
+    loss, batch, paired = setup.profile.loss, len(real.images), _is_paired(setup)
+    result = PhaseResult()
+    fakes = draws.fakes(batch, real.labels if paired else None)
+    patches = draws.patches("fake", batch)
+    with torch.no_grad():
+        fake = generate(setup, fakes, draws, patches)
+        result.means["w"] = fake.ws[:, 0].mean(dim=0)
+    fake_logits, _ = judge(setup, fake.images, fakes.c, patches, fake.camera.angles, draws)
+    _scores(result.stats, "fake", fake_logits)
+    if not paired:
+        fake_loss = losses.discriminator_fake_loss(loss.adversarial, fake_logits, loss.logits_clamp)
+        (fake_loss.mean() * gain).backward()
+        patches = draws.patches("real", batch)
+
+    distill = setup.values.distillation_weight > 0
+    images = _cut_real(setup, real, patches)
+    real_logits, features = judge(setup, images, real.labels, patches, real.angles, draws, predict_features=distill)
+    _scores(result.stats, "real", real_logits)
+    if paired:
+        adversarial = losses.relativistic_discriminator_loss(fake_logits, real_logits)
+        result.stats["Loss/D/loss"] = adversarial.detach()
+    else:
+        adversarial = losses.discriminator_real_loss(loss.adversarial, real_logits, loss.logits_clamp)
+        result.stats["Loss/D/loss"] = (fake_loss + adversarial).detach()
+    total = adversarial.mean()
+    if distill:
+        distance = losses.distillation_distance(loss.distillation.distance, features, real.embeddings)
+        weighted = distance if patches is None else losses.patch_weights(patches.scales) * distance
+        distillation = setup.values.distillation_weight * weighted
+        result.stats["Loss/kd/D_dist"] = distance.detach()
+        result.stats["Loss/kd/D_loss"] = distillation.detach()
+        total = total + distillation.mean()
+    (total * gain).backward()
+    return result
+
+
+def gradient_penalty_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) -> PhaseResult:
+    """R1 on reals, and R2 on fakes for the relativistic loss, of patches before blur and augmentation."""
+    loss, batch = setup.profile.loss, len(real.images)
+    result = PhaseResult()
+    patches = draws.patches("real", batch)
+    images = _cut_real(setup, real, patches).detach().requires_grad_(True)
+    logits, _ = judge(setup, images, real.labels, patches, real.angles, draws)
+    _scores(result.stats, "real", logits)
+    penalty = losses.gradient_penalty(logits, images)
+    weighted = penalty * (setup.gamma_factor * loss.gamma / 2)
+    (weighted.mean() * gain).backward()
+    result.stats["Loss/D/r1_penalty"] = penalty.detach()
+    result.stats["Loss/D/reg"] = weighted.detach()
+    if _is_paired(setup):
+        fakes = draws.fakes(batch, real.labels)
+        with torch.no_grad():
+            fake = generate(setup, fakes, draws, patches)
+        images = fake.images.detach().requires_grad_(True)
+        logits, _ = judge(setup, images, fakes.c, patches, fake.camera.angles, draws)
+        penalty = losses.gradient_penalty(logits, images)
+        weighted = penalty * (setup.gamma_factor * loss.gamma_fake / 2)
+        (weighted.mean() * gain).backward()
+        result.stats["Loss/D/r2_penalty"] = penalty.detach()
+        result.stats["Loss/D/reg"] = result.stats["Loss/D/reg"] + weighted.detach()
+    return result
