@@ -137,16 +137,19 @@ class MappingNetwork(nn.Module):
         if self.embed is not None:
             condition = [c] if self.c_dim else []
             if self.camera_encoding is not None:
-                batch = len(z) if z is not None else len(c)
-                condition.append(self._encode_camera(camera_angles, batch))
-            parts.append(normalize_2nd_moment(self.embed(torch.cat(condition, dim=1).to(self.embed.weight.dtype))))
+                condition.append(self._encode_camera(camera_angles))
+            # The mean camera is one row for all samples.
+            rows = max(len(part) for part in [*condition, *parts])
+            condition = torch.cat([part.expand(rows, -1) for part in condition], dim=1)
+            parts.append(normalize_2nd_moment(self.embed(condition.to(self.embed.weight.dtype))))
         return torch.cat(parts, dim=1)
 
-    def _encode_camera(self, angles: torch.Tensor | None, batch: int) -> torch.Tensor:
+    def _encode_camera(self, angles: torch.Tensor | None) -> torch.Tensor:
+        """[B, 2 or 24]; one row when the prior's mean camera stands in."""
         if angles is None:
             if self.training or self.mean_camera_params is None:
                 raise ValueError("a network conditioned on the camera needs camera angles")
-            angles = self.mean_camera_params[:2].expand(batch, 2)
+            angles = self.mean_camera_params[None]
         encoded = normalize_camera_angles(angles.to(self.embed.weight.dtype))
         if self.camera_scalar_enc is not None:
             encoded = self.camera_scalar_enc(encoded)
