@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.tools import relative_error
 from threedgp.errors import UsageError, WeightsError
-from threedgp.pretrained.embedder import Preprocess, build_extractor, canonical_name
+from threedgp.pretrained.embedder import Preprocess, build_extractor
 from threedgp.pretrained.inception import InceptionV3
+from threedgp.pretrained.names import canonical_name
 
 
 def some_images(count=3, height=70, width=90, seed=0):

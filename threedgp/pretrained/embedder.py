@@ -20,17 +20,10 @@ from torch.nn import functional as F
 
 from threedgp.errors import UsageError, WeightsError
 from threedgp.pretrained.inception import load_inception
+from threedgp.pretrained.names import INCEPTION_NAME, OFFLINE_NAME, canonical_name
 from threedgp.pretrained.weights import EFFICIENTNET_LITE0, FoundWeights, WeightFile, find_weights, load_state
 from threedgp.progress import NULL_PROGRESS, Progress
 
-INCEPTION_NAME = "inception"
-OFFLINE_NAME = "tf_efficientnet_lite0"
-ALIASES = {
-    "inceptionv3": INCEPTION_NAME,
-    "inception_v3_fid": INCEPTION_NAME,
-    "efficientnet-lite0": OFFLINE_NAME,
-    "efficientnet_lite0": OFFLINE_NAME,
-}
 # `resnet50` alone means other weights in each timm version; published embeddings used these.
 TIMM_TAGS = {"resnet50": "resnet50.ram_in1k"}
 OFFLINE_ADVICE = f"choose the offline extractor {OFFLINE_NAME}"
@@ -160,11 +153,6 @@ def build_extractor(
         prepare = Preprocess(256, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         return FeatureExtractor(name, _efficientnet_lite0(found.path), 1280, found, str(prepare), prepare, device)
     return _timm_extractor(name, weights, options, device)
-
-
-def canonical_name(name: str) -> str:
-    """One name for each network: aliases resolved, for file names and cache keys."""
-    return ALIASES.get(name.lower(), name)
 
 
 def full_precision():
