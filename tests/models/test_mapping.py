@@ -47,17 +47,6 @@ def test_running_mean_matches_reference_and_moves_only_on_request(generator_mapp
     assert relative_error(net.w_avg, data["w_avg_after_update"]) < 1e-6
 
 
-def test_running_mean_can_be_averaged_over_processes(generator_mapping):
-    _, net, z, c = generator_mapping
-    whole = net.w_avg.clone()
-    net(z, c, update_w_avg=True)
-    expected = net.w_avg.clone()
-    net.w_avg.copy_(whole)
-    other = net(z[1:], c[1:])[:, 0].mean(dim=0)
-    net(z[:1], c[:1], update_w_avg=True, average=lambda mean: (mean + other) / 2)
-    assert relative_error(net.w_avg.detach(), expected.detach()) < 1e-14
-
-
 def test_psi_zero_is_the_mean():
     net = MappingNetwork(4, 0, 6, 3)
     net.w_avg.normal_()

@@ -6,7 +6,7 @@ serves the discriminator as a network that embeds conditions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -97,7 +97,6 @@ class MappingNetwork(nn.Module):
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
         update_w_avg: bool = False,
-        average: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Map to [B, num_ws, w_dim], or to [B, w_dim] when the network was built without `num_ws`.
 
@@ -108,7 +107,6 @@ class MappingNetwork(nn.Module):
             truncation_psi: pull w towards its running mean: 1 leaves it, 0 gives the mean.
             truncation_cutoff: truncate only so many first layers; None truncates all.
             update_w_avg: let this batch enter the running mean.
-            average: applied to the batch mean before it enters, e.g. the mean over processes.
         """
         x = self._inputs(z, c, camera_angles)
         for i in range(self.num_layers):
@@ -116,7 +114,6 @@ class MappingNetwork(nn.Module):
 
         if update_w_avg:
             mean = x.detach().mean(dim=0)
-            mean = mean if average is None else average(mean)
             self.w_avg.lerp_(mean.to(self.w_avg.dtype), 1 - self.w_avg_beta)
 
         if self.num_ws is None:
