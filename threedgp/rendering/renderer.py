@@ -107,21 +107,24 @@ def make_draws(
 ) -> RenderDraws:
     """Everything random about a call, for all rays at once, so that rendering in chunks changes nothing.
 
-    With `options.deterministic`, jitter is 0.5 and u_k = (k + ½)/N_fine; density noise stays random.
+    With `options.deterministic`, jitter is 0.5 and u_k = (k + ½)/N_fine; density noise stays random. The generator may
+    live on another device than the rays.
     """
     coarse, fine = (batch, rays, options.num_steps), (batch, rays, options.fine_steps)
     place = {"device": device, "dtype": dtype}
+
+    def draw(function: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        origin = device if generator is None else generator.device
+        return function(shape, generator=generator, device=origin, dtype=dtype).to(device)
+
     if options.deterministic:
         jitter = torch.full((1, 1, 1), 0.5, **place).expand(coarse)
         u = ((torch.arange(fine[2], **place) + 0.5) / max(fine[2], 1)).expand(fine)
     else:
-        jitter = torch.rand(coarse, generator=generator, **place)
-        u = torch.rand(fine, generator=generator, **place)
+        jitter, u = draw(torch.rand, coarse), draw(torch.rand, fine)
     if options.density_noise_std == 0:
         return RenderDraws(jitter, u)
-    return RenderDraws(
-        jitter, u, torch.randn(coarse, generator=generator, **place), torch.randn(fine, generator=generator, **place)
-    )
+    return RenderDraws(jitter, u, draw(torch.randn, coarse), draw(torch.randn, fine))
 
 
 def render_rays(
@@ -221,7 +224,8 @@ def _query(field: Field, rays: _Rays, t: Tensor, noise: Tensor | None, options: 
     batch, count, steps = t.shape
     points = rays.origins[:, :, None] + t[..., None] * rays.directions[:, :, None]  # [B, R, N, 3]
     rgb, sigma = field(points.reshape(batch, count * steps, 3))
-    rgb, sigma = rgb.reshape(batch, count, steps, -1), sigma.reshape(batch, count, steps)
+    # Compositing keeps the rays' precision, whatever the field computes in.
+    rgb, sigma = rgb.reshape(batch, count, steps, -1).to(t.dtype), sigma.reshape(batch, count, steps).to(t.dtype)
     if noise is not None and options.density_noise_std > 0:
         sigma = sigma + options.density_noise_std * noise
     return rgb, sigma

@@ -1,0 +1,129 @@
+"""Turns rendered depth into what a monocular depth estimator would say about the same picture.
+
+Source: 3DGP (arXiv 2303.01416), Sec. 3.2 and App. B: estimators are right only up to their own distortions, so the
+generator is compared with them through a small network that may produce, but is not forced to use, such distortions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from threedgp.errors import ConfigError
+from threedgp.models.layers import Conv2dLayer
+
+OutStrategy = Literal["random", "last", "mean"]
+
+
+class DepthAdaptor(nn.Module):
+    """Ray distances [B, 1, h, w] to estimator-like depth [B, 1, h, w], nominally in [−1, 1].
+
+    Candidate 0 is the depth scaled from [near + learned offset, far] to [−1, 1]; candidate i is read off the i-th
+    hidden convolution by one shared 1×1 head. In training `random` picks one candidate per sample, at first all
+    equally often, later the deeper ones more often; in evaluation it takes the last.
+
+    Args:
+        near, far: ray interval of training, in world units. Rendering with another far plane does not change it.
+        kernel_size: of the hidden convolutions, odd.
+        hidden_dim: their channels.
+        layers: their number n; with 0 only candidate 0 exists.
+        out_strategy: `random`, `last` or `mean` (over all candidates).
+        start_p: probability of candidate 0 once annealing has ended; at most 2/(n+1).
+        anneal_kimg: when it ends.
+        offset_max_fraction: the near plane moves by at most this fraction of far − near.
+        offset_bias: initial value of the offset before its sigmoid.
+
+    Raises:
+        ConfigError: even kernel_size, or start_p for which no probabilities exist.
+    """
+
+    def __init__(
+        self,
+        near: float,
+        far: float,
+        *,
+        kernel_size: int = 5,
+        hidden_dim: int = 64,
+        layers: int = 3,
+        out_strategy: OutStrategy = "random",
+        start_p: float = 0.1,
+        anneal_kimg: float = 10000.0,
+        offset_max_fraction: float = 0.25,
+        offset_bias: float = -3.0,
+    ):
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ConfigError(f"model.depth_adaptor.kernel_size={kernel_size} must be odd.")
+        if start_p * (layers + 1) > 2:
+            raise ConfigError(
+                f"model.depth_adaptor.selection_start_p={start_p} leaves no probability for the last of {layers + 1} "
+                f"candidates. It must be at most {2 / (layers + 1):g}."
+            )
+        self.near, self.far = near, far
+        self.out_strategy = out_strategy
+        self.start_p, self.anneal_kimg = start_p, anneal_kimg
+        self.offset_max_fraction = offset_max_fraction
+        self.near_plane_offset_raw = nn.Parameter(torch.tensor([float(offset_bias)]))
+        self.register_buffer("progress_coef", torch.zeros(1))
+        self.layers = nn.ModuleList(
+            Conv2dLayer(1 if i == 0 else hidden_dim, hidden_dim, kernel_size, activation="lrelu") for i in range(layers)
+        )
+        self.head = Conv2dLayer(hidden_dim, 1, 1) if layers else None
+
+    def set_progress(self, kimg: float) -> None:
+        """Move the annealing of the selection probabilities to `kimg` thousand images."""
+        self.progress_coef.fill_(min(kimg / self.anneal_kimg, 1.0) if self.anneal_kimg > 0 else 1.0)
+
+    def near_plane_offset(self) -> Tensor:
+        """[1] how far the near plane has moved towards the far plane, world units."""
+        return self.near_plane_offset_raw.sigmoid() * (self.offset_max_fraction * (self.far - self.near))
+
+    def selection_probabilities(self) -> Tensor:
+        """[n+1] p_i = p_0 + i·m with p_0 annealed from 1/(n+1) to start_p, and m such that they add up to 1."""
+        count = len(self.layers) + 1
+        first = (1 - self.progress_coef) / count + self.start_p * self.progress_coef
+        slope = 2 * (1 - count * first) / (count * max(count - 1, 1))
+        return first + torch.arange(count, device=first.device) * slope
+
+    def candidates(self, depth: Tensor) -> Tensor:
+        """All candidates [B, n+1, 1, h, w] of ray distances [B, 1, h, w]."""
+        x = self._normalize(depth)
+        found = [x]
+        for layer in self.layers:
+            x = layer(x)
+            found.append(self.head(x))
+        return torch.stack(found, dim=1)
+
+    def forward(
+        self, depth: Tensor, *, index: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Adapt.
+
+        Args:
+            depth: [B, 1, h, w] ray distances in world units.
+            index: [B] candidate per sample, instead of a random one; only used by `random` in training.
+            generator: source of the random choice.
+        """
+        if self.out_strategy == "mean":
+            return self.candidates(depth).mean(dim=1)
+        if not self.training or self.out_strategy == "last" or self.head is None:
+            x = self._normalize(depth)
+            for layer in self.layers:
+                x = layer(x)
+            return x if self.head is None else self.head(x)
+        if index is None:
+            index = self.draw_index(len(depth), generator)
+        return self.candidates(depth)[torch.arange(len(depth), device=depth.device), index.to(depth.device)]
+
+    def draw_index(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """[batch] random candidate indices."""
+        probabilities = self.selection_probabilities()
+        if generator is not None:
+            probabilities = probabilities.to(generator.device)
+        return torch.multinomial(probabilities, batch, replacement=True, generator=generator)
+
+    def _normalize(self, depth: Tensor) -> Tensor:
+        near = self.near + self.near_plane_offset()
+        return 2 * (depth - (self.far + near) / 2) / (self.far - near + 1e-12)
