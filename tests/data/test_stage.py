@@ -1,0 +1,147 @@
+"""A stage owns its folder, names what it skips, resumes only what it may trust, and stops plainly."""
+
+import errno
+import json
+import operator
+import os
+
+import pytest
+
+from threedgp.data.stage import Stage, is_newer, parallel
+from threedgp.errors import DataError, UsageError
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in", tmp_path / "out"
+
+
+def run(source, output, names, arguments=None, broken=(), **options):
+    stage = Stage.begin("resize", source, output, arguments or {"size": 8}, **options)
+    for name in names:
+        if name in broken:
+            stage.skip(name, "the file is empty")
+        else:
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            (output / name).write_bytes(b"x")
+            stage.done({name: name})
+    return stage, stage.finish()
+
+
+def test_manifest_tells_what_happened(folders):
+    source, output = folders
+    _, report = run(source, output, ["a.png", "b.png", "ü.png"], broken=["b.png"])
+    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["complete"]
+    assert manifest["source"] == "../in"
+    assert manifest["arguments"] == {"size": 8}
+    assert manifest["skipped"] == {"b.png": "the file is empty"}
+    assert manifest["files"] == {"a.png": "a.png", "ü.png": "ü.png"}
+    assert manifest["counts"] == {"images": 2, "skipped": 1, "dropped": 0}
+    assert report.as_json()["skipped"] == {"b.png": "the file is empty"}
+
+
+def test_same_arguments_resume_and_stale_files_go(folders):
+    source, output = folders
+    run(source, output, ["a/1.png", "b/2.png"])
+    (output / ".x.tmp-1234.png").write_bytes(b"half")
+    stage, _ = run(source, output, ["b/2.png"])
+    assert stage.resume
+    assert sorted(os.listdir(output)) == ["b", "manifest.json"]
+
+
+def test_other_arguments_are_refused_unless_overwritten(folders):
+    source, output = folders
+    run(source, output, ["a.png"])
+    with pytest.raises(UsageError, match="size 8 -> 16"):
+        run(source, output, ["a.png"], {"size": 16})
+    assert (output / "a.png").exists()
+    stage, _ = run(source, output, ["b.png"], {"size": 16}, overwrite=True)
+    assert not stage.resume
+    assert not (output / "a.png").exists()
+
+
+def test_a_killed_run_with_other_arguments_leaves_nothing_to_trust(folders):
+    source, output = folders
+    run(source, output, ["a.png"])
+    Stage.begin("resize", source, output, {"size": 16}, overwrite=True)
+    assert not (output / "a.png").exists()
+    assert Stage.begin("resize", source, output, {"size": 16}).resume
+
+
+def test_foreign_folders_are_not_touched(folders):
+    source, output = folders
+    output.mkdir()
+    (output / "thesis.png").write_bytes(b"precious")
+    with pytest.raises(UsageError, match="did not write"):
+        run(source, output, ["a.png"], overwrite=True)
+    assert (output / "thesis.png").read_bytes() == b"precious"
+    with pytest.raises(UsageError, match="lies in the source"):
+        run(source, source / "small", ["a.png"])
+    with pytest.raises(UsageError, match="lies in the source"):
+        run(source, source, ["a.png"])
+    with pytest.raises(UsageError, match="did not write"):
+        run(source, source.parent, ["a.png"])
+
+
+def test_broken_files_above_the_limit_fail_at_the_end(folders):
+    source, output = folders
+    names = [f"{index:03d}.png" for index in range(40)]
+    run(source, output, names, broken=names[:10])
+    with pytest.raises(DataError, match="11 of 40 files were broken"):
+        run(source, output, names, broken=names[:11])
+    assert json.loads((output / "manifest.json").read_text())["complete"]
+    run(source, output, names, broken=names[:11], max_errors=0.3)
+    run(source, output, names, broken=names[:11], max_errors=11)
+    with pytest.raises(DataError, match="broken"):
+        run(source, output, names, broken=names[:1], max_errors=0)
+    with pytest.raises(DataError, match="None of the 40"):
+        run(source, output, names, broken=names)
+    with pytest.raises(DataError, match=r"001.png: the file is empty"):
+        run(source, output, names, broken=names[1:2], on_error="fail")
+
+
+def test_a_changed_source_is_not_up_to_date(tmp_path):
+    source, target = tmp_path / "s", tmp_path / "t"
+    source.write_bytes(b"1")
+    assert not is_newer(target, source)
+    target.write_bytes(b"1")
+    os.utime(source, (1, 1))
+    assert is_newer(target, source)
+    os.utime(source, (2**31, 2**31))
+    assert not is_newer(target, source)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_parallel_streams_all_results(jobs):
+    results = parallel(operator.neg, iter(range(100)), jobs=jobs)
+    assert sorted(results) == list(range(-99, 1))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "cannot be written")])
+def test_a_full_disk_is_a_sentence(jobs, number, words):
+    def fail_with(number):
+        raise OSError(number, os.strerror(number), "/mnt/file.png")
+
+    with pytest.raises(DataError, match=rf"{words}.*/mnt/file.png"):
+        list(parallel(fail_with, [number] * 4, jobs=jobs))
+
+
+def test_a_killed_worker_is_a_sentence():
+    with pytest.raises(DataError, match="worker process was killed"):
+        list(parallel(os._exit, range(4), jobs=2))
+
+
+def test_missing_backends_say_what_to_install():
+    with pytest.raises(UsageError, match="no backend 'cloud'"):
+        list(parallel(operator.neg, [1], backend="cloud"))
+    for backend, package in (("dask", "distributed"), ("ray", "ray")):
+        try:
+            __import__(package)
+        except ModuleNotFoundError:
+            with pytest.raises(UsageError, match=f"pip install .*{package}"):
+                list(parallel(operator.neg, [1], backend=backend))
+        else:
+            assert list(parallel(operator.neg, [1, 2, 3], backend=backend)) == [-1, -2, -3]

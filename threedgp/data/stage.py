@@ -1,0 +1,340 @@
+"""What all data stages share: the manifest, the policy for broken files, resuming, and worker processes.
+
+A stage reads one folder, writes another, and can be killed and started again: finished targets are kept, the rest is
+made, and the result has the same bytes as an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from threedgp import __version__
+from threedgp.data.source import FolderSource
+from threedgp.errors import DataError, UsageError
+from threedgp.files import TEMPORARY_MARK, read_json, write_json
+from threedgp.progress import NULL_PROGRESS, Progress
+
+MANIFEST = "manifest.json"
+MAX_ERRORS = 0.01
+FREE_ERRORS = 10  # a small set may have this many broken files before the default share counts
+NOTES = 20  # broken files named on the screen; the manifest names all
+Backend = Literal["loky", "dask", "ray"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class StageReport:
+    """What a stage did: the content of its manifest that people want to see."""
+
+    stage: str
+    output: Path
+    images: int
+    skipped: dict[str, str]
+    dropped: dict[str, str]
+    extra: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {**self.__dict__, "output": str(self.output)}
+
+
+@dataclass
+class Stage:
+    """The bookkeeping of one run of one stage; make it with `Stage.begin`, end it with `finish`.
+
+    Attributes:
+        resume: True when targets that exist were made with the same arguments and may be kept.
+        images: number of images finished so far, with all that belongs to them.
+        files: {target: source} of finished files, both relative.
+        skipped: {path: reason} of broken files. dropped: {path: reason} of files left out on request.
+        extra: further entries for the manifest.
+    """
+
+    name: str
+    source: Path
+    output: Path
+    arguments: dict[str, Any]
+    on_error: Literal["skip", "fail"] = "skip"
+    max_errors: float | None = None
+    progress: Progress = NULL_PROGRESS
+    resume: bool = False
+    images: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls,
+        name: str,
+        source: Path | str,
+        output: Path | str,
+        arguments: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        inside: bool = False,
+        on_error: Literal["skip", "fail"] = "skip",
+        max_errors: float | None = None,
+        progress: Progress = NULL_PROGRESS,
+    ) -> Stage:
+        """Claim the output folder and note what is going to be done there.
+
+        Args:
+            name: the stage's command, `resize`.
+            source: folder or zip that is read.
+            output: folder that is written.
+            arguments: all that decides the bytes of the result (not the number of jobs). JSON values.
+            overwrite: redo a folder that was made with other arguments instead of refusing it.
+            inside: the output may lie in the source folder (embeddings do; images there would be found as input).
+            on_error: go on without a broken file, or stop at the first.
+            max_errors: more broken files than this make `finish` raise; below 1 it is a share of all files. None
+                means 1 % but at least 10 files.
+
+        Raises:
+            UsageError: the output is the source, holds foreign files, or was made with other arguments.
+            DataError: the output cannot be written.
+        """
+        source, output = Path(source), Path(output)
+        root, target = source.resolve(), output.resolve()
+        if target == root or (root in target.parents and not inside):
+            raise UsageError(f"The output {output} lies in the source {source}. Choose a folder beside it with -o.")
+        arguments = json.loads(json.dumps(arguments))  # as it will be read back: tuples become lists
+        stage = cls(name, source, output, arguments, on_error, max_errors, progress)
+        with plain_os_errors():
+            stage.resume = stage._same_arguments(overwrite)
+            output.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(output)
+            if not stage.resume:
+                prune(output, keep=())
+                write_json(output / MANIFEST, stage._manifest(complete=False))
+        return stage
+
+    def done(self, files: dict[str, str]) -> None:
+        """Note one finished image: {target: source} of its files (the depth map too). Advances the progress bar."""
+        self.files.update(files)
+        self.images += 1
+        self.progress.advance()
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note a broken file; with `on_error='fail'` raise `DataError` at once."""
+        if self.on_error == "fail":
+            raise DataError(f"{self.source / name}: {reason}. Mend or remove it, or use --on-error skip.")
+        self.skipped[name] = reason
+        if len(self.skipped) <= NOTES:
+            self.progress.note(f"skipped {name}: {reason}")
+        elif len(self.skipped) == NOTES + 1:
+            self.progress.note(f"more files are skipped; all are listed in {self.output / MANIFEST}")
+        self.progress.advance()
+
+    def drop(self, name: str, reason: str) -> None:
+        """Note a file that the user asked to leave out."""
+        self.dropped[name] = reason
+        self.progress.advance()
+
+    def finish(self, *, prune_stale: bool = True) -> StageReport:
+        """Write the manifest and judge the number of broken files.
+
+        Args:
+            prune_stale: remove images and depth maps of an earlier run that this one would not have made.
+
+        Raises:
+            DataError: no file was usable, or more than `max_errors` were broken. The rest has been processed.
+        """
+        total = self.images + len(self.skipped) + len(self.dropped)
+        with plain_os_errors():
+            if prune_stale:
+                prune(self.output, keep=self.files)
+            write_json(self.output / MANIFEST, self._manifest(complete=True))
+        report = StageReport(self.name, self.output, self.images, self.skipped, self.dropped, self.extra)
+        first = next(iter(self.skipped.items()), None)
+        example = f" (first: {first[0]}: {first[1]})" if first else ""
+        if not self.files and total:
+            first = first or next(iter(self.dropped.items()))
+            raise DataError(f"None of the {total} images in {self.source} was used (first: {first[0]}: {first[1]}).")
+        limit = max(FREE_ERRORS, MAX_ERRORS * total) if self.max_errors is None else self.max_errors
+        if self.max_errors is not None and self.max_errors < 1:
+            limit = self.max_errors * total
+        if len(self.skipped) > limit:
+            raise DataError(
+                f"{len(self.skipped)} of {total} files were broken{example}; the others are done. "
+                f"See {self.output / MANIFEST}, or allow more with --max-errors."
+            )
+        return report
+
+    def _manifest(self, complete: bool) -> dict[str, Any]:
+        """No times and no counts of resumed files: an interrupted and an undisturbed run must agree byte for byte."""
+        return {
+            "stage": self.name,
+            "complete": complete,
+            "version": __version__,
+            "source": os.path.relpath(self.source, self.output).replace(os.sep, "/"),
+            "arguments": self.arguments,
+            **dict(sorted(self.extra.items())),
+            "counts": {"images": self.images, "skipped": len(self.skipped), "dropped": len(self.dropped)},
+            "skipped": dict(sorted(self.skipped.items())),
+            "dropped": dict(sorted(self.dropped.items())),
+            "files": dict(sorted(self.files.items())),
+        }
+
+    def _same_arguments(self, overwrite: bool) -> bool:
+        if not self.output.exists():
+            return False
+        if not self.output.is_dir():
+            raise UsageError(f"{self.output} is a file, not a folder. Choose another output with -o.")
+        if not any(entry for entry in self.output.iterdir() if not entry.name.startswith(".")):
+            return False
+        if not (self.output / MANIFEST).exists():
+            raise UsageError(
+                f"{self.output} holds files that '3dgp data {self.name}' did not write. "
+                "Empty it or choose another output with -o."
+            )
+        before = read_json(self.output / MANIFEST)
+        if not isinstance(before, dict) or before.get("stage") != self.name:
+            raise UsageError(f"{self.output} was written by another stage. Choose another output with -o.")
+        mine = self._manifest(complete=False)
+        changed = [key for key in ("source", "arguments") if before.get(key) != mine[key]]
+        if not changed:
+            return True
+        if overwrite:
+            return False
+        old, new = before.get("arguments") or {}, self.arguments
+        names = [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+        if "source" in changed:
+            names.insert(0, f"source {before.get('source')} -> {mine['source']}")
+        raise UsageError(
+            f"{self.output} was made with other settings ({', '.join(names)}). "
+            "Add --overwrite to make it again, or choose another output with -o."
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed run left anywhere below the folder."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and TEMPORARY_MARK in name:
+                Path(parent, name).unlink(missing_ok=True)
+
+
+def prune(output: Path, keep: Iterable[str]) -> None:
+    """Remove images and depth maps below `output` that are not in `keep`, and folders this empties."""
+    kept = set(keep)
+    found = FolderSource(output)
+    for name in [*found.names, *found.depth_names]:
+        if name not in kept:
+            (output / name).unlink(missing_ok=True)
+            for folder in (output / name).relative_to(output).parents:
+                if str(folder) == "." or any((output / folder).iterdir()):
+                    break
+                (output / folder).rmdir()
+
+
+def is_newer(target: Path, *sources: Path) -> bool:
+    """True when the target exists and none of the sources was changed after it was written."""
+    try:
+        made = target.stat().st_mtime_ns
+        return all(made >= source.stat().st_mtime_ns for source in sources)
+    except OSError:
+        return False
+
+
+def parallel(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    jobs: int | None = None,
+    backend: Backend = "loky",
+) -> Iterator[Result]:
+    """Apply `function` to every item in worker processes and yield results as they come, in any order.
+
+    Items and results stream: memory does not grow with their number. With one job everything happens in this
+    process. The function and items must be picklable, the module of the function light to import.
+
+    Args:
+        jobs: number of workers; None takes one a core (of the cluster for dask and ray).
+        backend: `loky` (processes here), `dask` or `ray` (a cluster, when these are installed).
+
+    Raises:
+        DataError: the disk is full or cannot be written to, or a worker was killed.
+        UsageError: the backend is unknown or not installed.
+    """
+    with plain_os_errors():
+        if backend == "loky" and jobs == 1:
+            yield from map(function, items)
+            return
+        from joblib import Parallel, cpu_count, delayed
+
+        if backend == "loky":
+            count = jobs or cpu_count()
+            with _killed_workers():
+                calls = (delayed(function)(item) for item in items)
+                yield from Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="3*n_jobs")(calls)
+            return
+        with _cluster(backend):
+            stream = iter(items)
+            while chunk := list(islice(stream, 4096)):  # these backends return lists
+                yield from Parallel(n_jobs=jobs or -1)(delayed(function)(item) for item in chunk)
+
+
+@contextmanager
+def plain_os_errors() -> Iterator[None]:
+    """A target that cannot be written stops a stage with a sentence. (Sources that cannot be read never get here.)"""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"The disk is full{where}. Free some space and run the same command again; finished work is kept."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DataError(f"The output cannot be written: {error.strerror}{where}.") from None
+        raise
+
+
+@contextmanager
+def _cluster(backend: str) -> Iterator[None]:
+    """joblib pointed at Dask or Ray; their own environment variables choose the cluster, a local one is the default."""
+    from joblib import parallel_config
+
+    try:
+        if backend == "dask":
+            from distributed import Client
+
+            with Client(), parallel_config(backend="dask"):
+                yield
+        elif backend == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+            with parallel_config(backend="ray"):
+                yield
+        else:
+            raise UsageError(f"There is no backend '{backend}'. Choose loky, dask or ray.")
+    except ModuleNotFoundError as error:
+        package = "dask distributed" if backend == "dask" else "ray"
+        if error.name not in ("distributed", "dask", "ray"):
+            raise
+        raise UsageError(f"The backend '{backend}' is not installed. Install it with: pip install {package}") from None
+
+
+@contextmanager
+def _killed_workers() -> Iterator[None]:
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        yield
+    except TerminatedWorkerError:
+        raise DataError(
+            "A worker process was killed, most likely because memory ran out. "
+            "Run the same command again with fewer jobs (-j 1); finished work is kept."
+        ) from None
