@@ -1,0 +1,19 @@
+"""Warping equals PyTorch's and can be differentiated twice in the images."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.tools import relative_error
+from threedgp.ops.warp import PADDINGS, warp
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_warp_equals_pytorch_with_both_derivatives(padding):
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 5, 6, generator=random, dtype=torch.float64, requires_grad=True)
+    grid = torch.rand(2, 4, 7, 2, generator=random, dtype=torch.float64) * 3 - 1.5
+    expected = F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+    assert relative_error(warp(images, grid, padding).detach(), expected.detach()) < 1e-14
+    assert torch.autograd.gradcheck(lambda x: warp(x, grid, padding), images)
+    assert torch.autograd.gradgradcheck(lambda x: warp(x, grid, padding).pow(2), images)
