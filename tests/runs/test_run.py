@@ -18,7 +18,7 @@ from threedgp.config.profile import load_profile
 from threedgp.config.workspace import Workspace
 from threedgp.errors import CheckpointError, ConfigError, UsageError
 from threedgp.runs.checkpoint import save_checkpoint
-from threedgp.runs.run import Run, find_checkpoint, metric_direction, run_of
+from threedgp.runs.run import Run, find_checkpoint, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -210,45 +210,32 @@ def test_best_ignores_deleted_nonfinite_and_replaced_values_and_takes_the_earlie
     assert "NaN" not in run.metrics_file.read_text()
 
 
-def test_values_of_different_feature_extractors_are_not_compared(workspace, profile):
-    run = Run.create(workspace, profile)
+def test_a_stand_in_metric_chooses_only_where_the_real_one_is_missing(workspace, profile):
+    tree = profile.model_copy(update={"training": profile.training.model_copy(update={"metrics": ["fid2k_full"]})})
+    run = Run.create(workspace, tree)
     paths = {nimg: save(run, nimg) for nimg in (1000, 2000, 3000)}
-    score(run, 1000, "fid2k_full", 0.01, extractor="fallback")
-    score(run, 2000, "fid2k_full", 30.0, extractor="inception")
-    score(run, 3000, "fid2k_full", 40.0, extractor="inception")
-    assert run.best("fid2k_full") == (paths[2000], 30.0)
+    score(run, 1000, "fd_efflite0_2k_full", 0.5)
+    score(run, 2000, "fd_efflite0_2k_full", 0.7)
+    assert run.best() == (paths[1000], 0.5)
+    assert run.checkpoint() == paths[1000]
+    score(run, 3000, "fid2k_full", 30.0)
+    assert run.best() == (paths[3000], 30.0)
 
 
 def test_best_by_one_value_of_a_metric_that_has_several(workspace, profile):
     run = Run.create(workspace, profile)
-    for nimg, recall in ((1000, 0.4), (2000, 0.3)):
-        path = save(run, nimg)
-        results = {"pr50k3_full_precision": 0.5, "pr50k3_full_recall": recall}
-        run.append_metrics({"metric": "pr50k3_full", "results": results, "checkpoint": path})
-    assert run.best("pr50k3_full_recall")[1] == 0.4
-    assert run.best("pr50k3_full")[1] == 0.5
+    paths = {nimg: save(run, nimg) for nimg in (1000, 2000)}
+    for nimg, precision, recall in ((1000, 0.5, 0.4), (2000, 0.6, 0.3)):
+        results = {"pr50k3_full_precision": precision, "pr50k3_full_recall": recall}
+        run.append_metrics({"metric": "pr50k3_full", "results": results, "checkpoint": paths[nimg]})
+    assert run.best("pr50k3_full_recall") == (paths[1000], 0.4)
+    assert run.best("pr50k3_full") == (paths[2000], 0.6)
 
 
-@pytest.mark.parametrize(
-    ("metric", "direction"),
-    [
-        ("fid50k_full", 1),
-        ("kid50k_full", 1),
-        ("fd_dinov2", 1),
-        ("ppl", 1),
-        ("nfs256", -1),
-        ("is50k", -1),
-        ("pr50k3", -1),
-    ],
-)
-def test_directions(metric, direction):
-    assert metric_direction(metric) == direction
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "isolation", "", "fidelity"])
-def test_a_metric_without_a_known_direction_is_an_error(metric):
-    with pytest.raises(UsageError, match="larger or smaller"):
-        metric_direction(metric)
+@pytest.mark.parametrize("metric", ["accuracy", "", "fidelity"])
+def test_a_metric_without_a_known_direction_is_an_error(workspace, profile, metric):
+    with pytest.raises(UsageError, match="is no metric"):
+        Run.create(workspace, profile).best(metric)
 
 
 def test_checkpoints_are_chosen_by_best_latest_kimg_name_or_path(workspace, profile):

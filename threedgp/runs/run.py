@@ -26,13 +26,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from threedgp.config.metric_names import larger_is_better, main_value, parse_metric
 from threedgp.config.profile import load_profile_file, save_profile
 from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
 from threedgp.errors import CheckpointError, UsageError
 from threedgp.files import TEMPORARY_MARK, append_json_line, read_json_lines
 from threedgp.progress import NULL_PROGRESS, Progress
-from threedgp.runs.catalog import checkpoint_nimg, find_latest, list_checkpoints
+from threedgp.runs.catalog import checkpoint_name, checkpoint_nimg, find_latest, list_checkpoints
 from threedgp.runs.lock import hold, holder
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Run:
             **line,
             "metric": line["metric"],
             "results": {name: _finite(value) for name, value in line["results"].items()},
-            "checkpoint": None if checkpoint is None else Path(checkpoint).name.strip("."),
+            "checkpoint": None if checkpoint is None else checkpoint_name(checkpoint_nimg(checkpoint)),
         }
         append_json_line(self.metrics_file, {"timestamp": time.time(), **entry})
 
@@ -235,32 +236,41 @@ class Run:
         """The checkpoint with the best value of a metric, and that value; None if none was scored.
 
         Only checkpoints that still exist and finite values count; the last line of a checkpoint replaces earlier
-        ones; of equals the earliest checkpoint wins. Lines of another feature extractor than that of the newest line
-        are not comparable and are left out.
+        ones; of equals the earliest checkpoint wins.
 
         Args:
-            metric: a metric's or a value's name; by default the first of the profile's `training.metrics`.
+            metric: a metric's or a value's name; by default the first of the profile's `training.metrics`, or what
+                stands in for it offline.
 
         Raises:
-            UsageError: it is not known whether larger or smaller is better for this metric.
+            UsageError: unknown metric, so that it is not known whether larger or smaller is better.
         """
-        if metric is None:
-            if not self.profile.training.metrics:
-                return None
-            metric = self.profile.training.metrics[0]
-        sign = metric_direction(metric)
-        lines = [line for line in self.metrics() if metric in line["results"] or line.get("metric") == metric]
-        lines = [line for line in lines if line.get("extractor") == lines[-1].get("extractor")]
-        existing = {str(path.name).strip("."): path for path in self.checkpoints()}
-        values: dict[str, float] = {}
-        for line in lines:
-            value = _finite(line["results"].get(metric, next(iter(line["results"].values()), None)))
-            if value is not None and line.get("checkpoint"):
-                values[line["checkpoint"]] = value
-        scored = [(sign * values[name], path) for name, path in existing.items() if name in values]
+        if metric is not None:
+            return self._best(metric)
+        if not self.profile.training.metrics:
+            return None
+        main = self.profile.training.metrics[0]
+        return self._best(main) or self._best(parse_metric(main).offline().name)
+
+    def _best(self, metric: str) -> tuple[Path, float] | None:
+        sign = -1 if larger_is_better(metric) else 1
+        try:
+            names = {metric, main_value(metric)}
+        except UsageError:  # the name of one value of a metric that has several
+            names = {metric}
+        values: dict[str, float | None] = {}
+        for line in self.metrics():
+            for name in names:
+                if name in line["results"] and line.get("checkpoint"):
+                    values[line["checkpoint"]] = _finite(line["results"][name])
+        scored = [
+            (sign * value, checkpoint_nimg(path), path)
+            for path in self.checkpoints()
+            if (value := values.get(checkpoint_name(checkpoint_nimg(path)))) is not None
+        ]
         if not scored:
             return None
-        value, path = min(scored, key=lambda pair: (pair[0], checkpoint_nimg(pair[1])))
+        value, _, path = min(scored)
         return path, sign * value
 
     # --------------------------------------------------------------------------------------------- choosing checkpoints
@@ -359,18 +369,6 @@ def load_generator(checkpoint: Path | str, device: torch.device | str = "cpu") -
     generator = build_generator(profile)
     load_weights(generator, loaded.tensors["G_ema"], f"Checkpoint {checkpoint}, G_ema")
     return generator.eval().requires_grad_(False).to(device)
-
-
-def metric_direction(metric: str) -> int:
-    """+1 if smaller is better, -1 if larger is better.
-
-    Raises:
-        UsageError: unknown metric.
-    """
-    for direction, prefixes in ((1, ("fid", "fd", "kid", "kd", "ppl")), (-1, ("nfs", "is", "pr"))):
-        if re.match(rf"({'|'.join(prefixes)})([^a-z]|$)", metric):
-            return direction
-    raise UsageError(f"It is not known whether larger or smaller is better for the metric '{metric}'.")
 
 
 def _kimg(path: Path) -> str:
