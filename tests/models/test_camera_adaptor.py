@@ -12,7 +12,7 @@ from threedgp.config.schema import CameraConfig
 from threedgp.models.camera_adaptor import CameraAdaptor
 
 VARIANTS = ["default", "uncond", "odd_camera", "residual", "fixed_all", "fov_only"]
-PRECISIONS = [(torch.float32, 1e-4), (torch.float64, 2e-6)]
+PRECISIONS = [(torch.float32, 2e-5), (torch.float64, 2e-6)]
 
 
 def small_adaptor(**options) -> CameraAdaptor:

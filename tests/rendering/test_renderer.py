@@ -19,7 +19,7 @@ from threedgp.rendering.rays import camera_rays
 from threedgp.rendering.renderer import RenderDraws, RenderOptions, make_draws, render_rays
 from threedgp.rendering.sampling import stratified_samples
 
-PRECISIONS = [(torch.float32, 1e-4), (torch.float64, 3e-6)]
+PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 2e-6)]
 OPTIONS = RenderOptions(near=0.6, far=1.6, num_steps=8, deterministic=True)
 
 

@@ -1,0 +1,295 @@
+"""The tri-plane generator: latents to feature planes, feature planes and a camera to a picture with depth.
+
+Sources: 3DGP (arXiv 2303.01416), Sec. 3; EpiGRAF (arXiv 2206.10535), Sec. 3.1 (backbone and field); EG3D
+(arXiv 2112.07945), Sec. 4 (tri-planes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from threedgp.camera.camera import Camera
+from threedgp.models.camera_adaptor import CameraAdaptor
+from threedgp.models.depth_adaptor import DepthAdaptor
+from threedgp.models.layers import FullyConnected
+from threedgp.models.mapping import CameraEncoding, MappingNetwork
+from threedgp.models.stylegan2 import NoiseMode, SynthesisNetwork
+from threedgp.ops.triplane import sample_triplanes
+from threedgp.rendering.rays import camera_rays
+from threedgp.rendering.renderer import Field, RenderDraws, RenderOptions, render_rays
+
+
+class GeneratorOutput(NamedTuple):
+    """What a rendering returns.
+
+    Attributes:
+        img: [B, 3, h, w], nominally in [−1, 1], not clamped; with concat_depth [B, 4, h, w].
+        depth: [B, 1, h, w] distance along the ray in world units.
+        depth_adapted: [B, 1, h, w] nominally in [−1, 1], larger = farther; None without a depth adaptor.
+    """
+
+    img: Tensor
+    depth: Tensor
+    depth_adapted: Tensor | None
+
+
+class FieldMLP(nn.Module):
+    """Plane features [..., F] to colour and raw density [..., out]: lrelu layers and a linear one."""
+
+    def __init__(self, in_features: int, hidden_dim: int, out_features: int, layers: int):
+        super().__init__()
+        widths = [in_features, *[hidden_dim] * (layers - 1), out_features]
+        activations = ["lrelu"] * (layers - 1) + ["linear"]
+        self.model = nn.Sequential(
+            *(
+                FullyConnected(inputs, outputs, activation=activation)
+                for inputs, outputs, activation in zip(widths[:-1], widths[1:], activations, strict=True)
+            )
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.model(features)
+
+
+class Generator(nn.Module):
+    """Latent, class and camera to a picture and its depth.
+
+    In training mode densities carry the scheduled noise and the depth adaptor picks random candidates; in evaluation
+    mode large images are rendered in chunks. Layer noise and ray samples are random in both, unless told otherwise.
+
+    Args:
+        z_dim, c_dim, w_dim: sizes of latent, class vector (0: unconditional) and style.
+        img_resolution: side of the pictures in pixels.
+        render_options: how rays are rendered; change single values per call with `dataclasses.replace`.
+        patch_resolution: side of what is rendered when patch parameters are given; None: img_resolution.
+        cube_scale: half side of the scene cube in world units.
+        plane_resolution, plane_features: size of the three planes and channels of each.
+        mlp_layers, mlp_hidden_dim: the field's MLP, at least 2 layers.
+        density_noise_std: of raw densities in training, fading to 0 at density_noise_anneal_kimg.
+        depth_adaptor, camera_adaptor: None where training does without them.
+        map_depth: mapping layers.
+        camera_encoding, camera_dropout, mean_camera: see `MappingNetwork`.
+        backbone_options: widths, noise and precision, see `SynthesisNetwork`.
+    """
+
+    img_channels = 3
+
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        img_resolution: int,
+        render_options: RenderOptions,
+        *,
+        patch_resolution: int | None = None,
+        cube_scale: float = 0.5,
+        plane_resolution: int = 512,
+        plane_features: int = 32,
+        mlp_layers: int = 2,
+        mlp_hidden_dim: int = 64,
+        density_noise_std: float = 1.0,
+        density_noise_anneal_kimg: float = 5000.0,
+        depth_adaptor: DepthAdaptor | None = None,
+        camera_adaptor: CameraAdaptor | None = None,
+        map_depth: int = 2,
+        camera_encoding: CameraEncoding | None = None,
+        camera_dropout: float = 0.0,
+        mean_camera: Sequence[float] | None = None,
+        **backbone_options,
+    ):
+        super().__init__()
+        if mlp_layers < 2:
+            raise ValueError(f"the field's MLP needs at least 2 layers, not {mlp_layers}")
+        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
+        self.img_resolution, self.patch_resolution = img_resolution, patch_resolution or img_resolution
+        self.render_options = render_options
+        self.cube_scale = cube_scale
+        self.plane_features = plane_features
+        self.density_noise_init_std, self.density_noise_anneal_kimg = density_noise_std, density_noise_anneal_kimg
+        self.density_noise_std = density_noise_std
+        backbone = SynthesisNetwork(w_dim, plane_resolution, 3 * plane_features, **backbone_options)
+        self.num_ws = backbone.num_ws
+        parts = {
+            "tri_plane_decoder": backbone,
+            "tri_plane_mlp": FieldMLP(plane_features, mlp_hidden_dim, self.img_channels + 1, mlp_layers),
+        }
+        if depth_adaptor is not None:
+            parts["depth_adaptor"] = depth_adaptor
+        if camera_adaptor is not None:
+            parts["camera_adaptor"] = camera_adaptor
+        self.synthesis = nn.ModuleDict(parts)
+        self.mapping = MappingNetwork(
+            z_dim,
+            c_dim,
+            w_dim,
+            self.num_ws,
+            num_layers=map_depth,
+            camera_encoding=camera_encoding,
+            camera_dropout=camera_dropout,
+            mean_camera=mean_camera,
+        )
+
+    @property
+    def depth_adaptor(self) -> DepthAdaptor | None:
+        return getattr(self.synthesis, "depth_adaptor", None)
+
+    @property
+    def camera_adaptor(self) -> CameraAdaptor | None:
+        return getattr(self.synthesis, "camera_adaptor", None)
+
+    def set_progress(self, kimg: float) -> None:
+        """Set what follows a schedule, density noise and depth candidates, to `kimg` thousand images of training."""
+        left = 1.0 - kimg / self.density_noise_anneal_kimg if self.density_noise_anneal_kimg > 0 else 0.0
+        self.density_noise_std = self.density_noise_init_std * max(left, 0.0)
+        if self.depth_adaptor is not None:
+            self.depth_adaptor.set_progress(kimg)
+
+    def adapt_camera(self, camera: Camera, z: Tensor, c: Tensor | None = None) -> Camera:
+        """Posterior cameras for B prior cameras, latents [B, z_dim] and classes [B, c_dim]; the prior's where the
+        cameras are not learned. Rendering never does this by itself.
+        """
+        return camera if self.camera_adaptor is None else self.camera_adaptor(camera, z, c)
+
+    def synthesize_planes(
+        self,
+        ws: Tensor,
+        *,
+        noise_mode: NoiseMode = "random",
+        generator: torch.Generator | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Feature planes (x, y), (x, z), (y, z): [B, num_ws, w_dim] -> [B, 3, F, H, W].
+
+        Args:
+            ws: styles.
+            noise_mode: `random` (training, metrics), `const` (videos, geometry) or `none`.
+            generator: source of the layer noise.
+            noise: unit-normal maps by layer name, instead of random ones; see `SynthesisNetwork`.
+        """
+        planes = self.synthesis["tri_plane_decoder"](ws, noise_mode=noise_mode, generator=generator, noise=noise)
+        return planes.unflatten(1, (3, self.plane_features))
+
+    def field(self, planes: Tensor, marcher: str | None = None) -> Field:
+        """The radiance field of planes [S, 3, F, H, W].
+
+        Returns:
+            A function of world points [B, M, 3] to colours [B, M, 3] and raw densities [B, M, 1]. B is a multiple of
+            S: each sample's planes serve B/S consecutive rows. Colours are nominally in [−1, 1], for the mip marcher
+            in [0, 1]. Outside the cube the planes fade to zero features.
+        """
+        marcher = marcher or self.render_options.marcher
+        mlp = self.synthesis["tri_plane_mlp"]
+
+        def query(points: Tensor) -> tuple[Tensor, Tensor]:
+            batch, count = points.shape[:2]
+            folded = points.reshape(len(planes), -1, 3) / self.cube_scale
+            values = mlp(sample_triplanes(planes, folded)).reshape(batch, count, -1)  # [B, M, 4]
+            rgb, sigma = values[..., :-1], values[..., -1:]
+            if marcher == "mip":
+                rgb = rgb.sigmoid() * 1.002 - 0.001
+            return rgb, sigma
+
+        return query
+
+    def query_density(self, planes: Tensor, points: Tensor, chunk_points: int = 32**3) -> Tensor:
+        """Raw density, before softplus, of planes [B, 3, F, H, W] at world points [B, M, 3] -> [B, M, 1]."""
+        field = self.field(planes)
+        return torch.cat([field(part)[1] for part in points.split(chunk_points, dim=1)], dim=1)
+
+    def render(
+        self,
+        planes: Tensor,
+        camera: Camera,
+        *,
+        patch_scales: Tensor | None = None,
+        patch_offsets: Tensor | None = None,
+        resolution: int | tuple[int, int] | None = None,
+        options: RenderOptions | None = None,
+        concat_depth: bool = False,
+        generator: torch.Generator | None = None,
+        draws: RenderDraws | None = None,
+        depth_index: Tensor | None = None,
+    ) -> GeneratorOutput:
+        """Look at planes through cameras.
+
+        Args:
+            planes: [S, 3, F, H, W] of S samples.
+            camera: B cameras, a multiple of S, sample by sample: one sample's planes serve all its cameras.
+            patch_scales, patch_offsets: [B, 2] part of the image to render, see `camera_rays`.
+            resolution: pixels of the picture, side or (height, width); None: patch_resolution with patch parameters,
+                img_resolution without.
+            options: instead of the generator's own, e.g. `replace(G.render_options, far=2.25)`.
+            concat_depth: append the adapted depth to the colours, as the discriminator sees it.
+            generator: source of ray samples, density noise and depth candidates.
+            draws, depth_index: use these instead of random ones.
+
+        Raises:
+            ValueError: concat_depth without a depth adaptor, or B is no multiple of S.
+        """
+        if concat_depth and self.depth_adaptor is None:
+            raise ValueError("this generator was built without a depth adaptor, so it has no adapted depth")
+        if len(camera) % len(planes):
+            raise ValueError(f"{len(camera)} cameras cannot be shared out among the planes of {len(planes)} samples")
+        if resolution is None:
+            resolution = self.img_resolution if patch_scales is None else self.patch_resolution
+        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        options = self.render_options if options is None else options
+        if self.training:
+            options = replace(options, density_noise_std=self.density_noise_std, chunk_rays=None)
+        origins, directions = camera_rays(camera, height, width, patch_scales, patch_offsets)
+        field = self.field(planes, options.marcher)
+        rays = render_rays(field, origins, directions, options, draws=draws, generator=generator)
+        img = rays.color.transpose(1, 2).unflatten(2, (height, width))  # [B, 3, h, w]
+        depth = rays.depth.reshape(-1, 1, height, width)
+        if self.depth_adaptor is None:
+            return GeneratorOutput(img, depth, None)
+        depth_adapted = self.depth_adaptor(depth, index=depth_index, generator=generator)
+        if concat_depth:
+            img = torch.cat([img, depth_adapted], dim=1)
+        return GeneratorOutput(img, depth, depth_adapted)
+
+    def synthesize(
+        self,
+        ws: Tensor,
+        camera: Camera,
+        *,
+        noise_mode: NoiseMode = "random",
+        generator: torch.Generator | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+        **render_arguments,
+    ) -> GeneratorOutput:
+        """`render(synthesize_planes(ws), camera)`; see both for the arguments."""
+        planes = self.synthesize_planes(ws, noise_mode=noise_mode, generator=generator, noise=noise)
+        return self.render(planes, camera, generator=generator, **render_arguments)
+
+    def forward(
+        self,
+        z: Tensor,
+        c: Tensor | None,
+        camera: Camera,
+        *,
+        camera_angles: Tensor | None = None,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        update_w_avg: bool = False,
+        **synthesis_arguments,
+    ) -> GeneratorOutput:
+        """`synthesize(mapping(z, c, camera_angles), camera)`; see both for the arguments.
+
+        The cameras are used as given: posterior ones come from `adapt_camera`.
+        """
+        ws = self.mapping(
+            z,
+            c,
+            camera_angles,
+            truncation_psi=truncation_psi,
+            truncation_cutoff=truncation_cutoff,
+            update_w_avg=update_w_avg,
+        )
+        return self.synthesize(ws, camera, **synthesis_arguments)
