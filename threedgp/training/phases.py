@@ -28,14 +28,18 @@ from torch import Tensor, nn
 
 from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraPrior
-from threedgp.config.schema import OptimizerConfig, Profile
+from threedgp.config.schema import Profile
 from threedgp.data.dataset import Item
 from threedgp.training import losses
+from threedgp.training.augment import AugmentController, augment
 from threedgp.training.blur import blur, blur_discriminator_input
 from threedgp.training.camera_regularizers import PARAMETERS, CameraSamples, camera_regularization
 from threedgp.training.draws import Draws, Fakes
+from threedgp.training.image_augment import NUMBERS, change_images, choose_changes, item_numbers, mirror_yaw
 from threedgp.training.patches import PatchParams, extract_patches
 from threedgp.training.schedules import ScheduleValues
+
+Augment = Callable[[Tensor, Draws], Tensor]
 
 
 @dataclass
@@ -47,7 +51,7 @@ class Setup:
         generator, discriminator: the networks.
         values: scheduled values of this iteration.
         path_length_mean: running mean of path lengths, a scalar.
-        augment: changes what the discriminator sees, reals and fakes alike: (images, draws) -> images.
+        augment: changes what the discriminator sees, see `discriminator_augment`.
         gamma_factor: multiplies the gradient penalty's weight (raised for a while after a divergence).
     """
 
@@ -56,7 +60,7 @@ class Setup:
     discriminator: nn.Module
     values: ScheduleValues
     path_length_mean: Tensor
-    augment: Callable[[Tensor, Draws], Tensor] | None = None
+    augment: Augment | None = None
     gamma_factor: float = 1.0
 
 
@@ -109,22 +113,9 @@ def phases(profile: Profile) -> list[Phase]:
     if path.weight > 0:
         found.append(Phase("Gpl", "G", path_length_phase, path.interval, path.start_kimg))
     found.append(Phase("Dmain", "D", discriminator_phase))
-    if loss.gamma > 0 or (loss.adversarial == "relativistic" and loss.gamma_fake > 0):
+    if loss.gamma > 0:
         found.append(Phase("Dreg", "D", gradient_penalty_phase, loss.regularization_interval))
     return found
-
-
-def adam_settings(config: OptimizerConfig, network: str, profile: Profile) -> dict:
-    """Arguments of Adam for a network, corrected for its lazy phases: with c = k/(k+1), lr·c and betas^c."""
-    intervals = [phase.interval for phase in phases(profile) if phase.network == network]
-    c = intervals[1] / (intervals[1] + 1) if len(intervals) > 1 else 1.0
-    beta1, beta2 = config.betas
-    return {
-        "lr": config.lr * c,
-        "betas": (beta1**c, beta2**c),
-        "eps": config.eps,
-        "weight_decay": config.weight_decay,
-    }
 
 
 def set_trainable(setup: Setup, network: str) -> None:
@@ -133,21 +124,41 @@ def set_trainable(setup: Setup, network: str) -> None:
     setup.discriminator.requires_grad_(network == "D")
 
 
-def real_batch(item: Item, profile: Profile, device: torch.device | str) -> RealBatch:
+def real_batch(item: Item, profile: Profile, device: torch.device | str, epoch: int = 0) -> RealBatch:
     """Bring a batch of the data set to the networks' range and device.
 
-    Colours become x/127.5 − 1 and 16-bit depth d/65536·2 − 1; depth is blurred when the profile says so.
+    Colours become x/127.5 − 1 and 16-bit depth d/65536·2 − 1; depth is blurred when the profile says so. With
+    `data.augment.where: reals` the images are changed as (seed, epoch, item) decide.
     """
     images = item.image.to(device, non_blocking=True).float() / 127.5 - 1.0
+    angles = item.camera_angles.to(device, non_blocking=True)
     if profile.training.use_depth:
         depth = item.depth.to(device, non_blocking=True).float() / 65536.0 * 2.0 - 1.0
         images = torch.cat([images, blur(depth, profile.training.blur_real_depth_sigma)], dim=1)
+    if profile.data.augment.where == "reals":
+        numbers = item_numbers(profile.training.seed, epoch, item.index.tolist())
+        changes = choose_changes(numbers, profile.data.augment, mirrored=profile.data.mirror)
+        images, angles = change_images(images, changes), mirror_yaw(angles, changes)
     return RealBatch(
         images=images,
         labels=item.label.to(device, non_blocking=True),
-        angles=item.camera_angles.to(device, non_blocking=True),
+        angles=angles,
         embeddings=item.embedding.to(device, non_blocking=True),
     )
+
+
+def discriminator_augment(profile: Profile, controller: AugmentController) -> Augment | None:
+    """What the profile does to the discriminator's input, reals and fakes alike; None for nothing."""
+    if profile.training.augment.mode != "none":
+        return lambda images, draws: augment(images, controller.p, profile.training.augment.multipliers, draws)
+    if profile.data.augment.where == "both":
+
+        def change(images: Tensor, draws: Draws) -> Tensor:
+            numbers = draws.uniform("image_augment", len(images), NUMBERS)
+            return change_images(images, choose_changes(numbers, profile.data.augment, mirrored=profile.data.mirror))
+
+        return change
+    return None
 
 
 @torch.no_grad()
