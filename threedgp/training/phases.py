@@ -199,14 +199,9 @@ def generate(setup: Setup, fakes: Fakes, draws: Draws, patches: PatchParams | No
         options |= {"patch_scales": patches.scales, "patch_offsets": patches.offsets}
     if profile.model.kind == "stylegan2":
         return Generated(generator.synthesize(ws, **options), ws, fakes.camera)
-    camera = fakes.camera
-    if profile.training.learn_camera:
-        camera = generator.camera_adaptor(camera, fakes.z, fakes.c)
-    output = generator.synthesize(ws, camera, **options)
-    images = output.img
-    if profile.training.use_depth:
-        images = torch.cat([images, output.depth_adapted], dim=1)
-    return Generated(images, ws, camera)
+    camera = generator.adapt_camera(fakes.camera, fakes.z, fakes.c)
+    output = generator.synthesize(ws, camera, concat_depth=profile.training.use_depth, **options)
+    return Generated(output.img, ws, camera)
 
 
 def judge(
@@ -271,14 +266,14 @@ def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) ->
 
 
 def _camera_regularization(setup: Setup, draws: Draws, stats: dict[str, Tensor]) -> Tensor:
-    profile, adaptor = setup.profile, setup.generator.camera_adaptor
+    profile = setup.profile
 
     def draw(name: str, count: int) -> CameraSamples:
         prior = draws.cameras(name, count).to_vector()
         return CameraSamples(prior, draws.latents(name, count), draws.classes(name, count))
 
     def posterior(prior: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        return adaptor(Camera.from_vector(prior), z, c).to_vector()
+        return setup.generator.adapt_camera(Camera.from_vector(prior), z, c).to_vector()
 
     center = CameraPrior(profile.camera).mean().angles[0].to(draws.device)
     terms, parts = camera_regularization(
