@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -41,11 +42,18 @@ class Part:
     axes: Array = field(default_factory=lambda: np.eye(3))
     gloss: float = 0.1
 
+    @cached_property
     def corners(self) -> Array:
         """The eight corners of its box in the object's frame, [8, 3]."""
         low, high = self.shape.bounds()
         grid = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(8, 3)
         return grid @ self.axes + np.asarray(self.origin)
+
+    @cached_property
+    def ball(self) -> tuple[list[float], float]:
+        """Centre and radius of the ball around its box."""
+        middle = self.corners.mean(0)
+        return middle.tolist(), float(np.linalg.norm(self.corners[0] - middle))
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def upright_along(direction: tuple[float, float, float]) -> Array:
 def build_object(name: str, rng: Random) -> DemoObject:
     """Draw one object of the class `name`, centred on the origin."""
     parts = BUILDERS[name](rng)
-    corners = np.concatenate([part.corners() for part in parts])
+    corners = np.concatenate([part.corners for part in parts])
     low, high = corners.min(0), corners.max(0)
     middle = float(low[1] + high[1]) / 2
     sideways = float(np.abs(corners[:, [0, 2]]).max(0) @ np.array([0.78, 0.42]))
@@ -242,7 +250,7 @@ def mug(rng: Random) -> list[Part]:
 
     grip, thick = rng.uniform(0.26, 0.34), rng.uniform(0.06, 0.075)
     low, high = height * rng.uniform(0.2, 0.28), height * rng.uniform(0.74, 0.84)
-    angles = np.radians(np.linspace(-90, 90, 9))
+    angles = np.radians(np.linspace(-90, 90, 14))
     start = radius * 0.97
     loop = [(start + grip * float(np.cos(a)), (low + high) / 2 + (high - low) / 2 * float(np.sin(a)), 0.0)
             for a in angles]  # fmt: skip
@@ -385,8 +393,8 @@ def tree(rng: Random) -> list[Part]:
     green = pick(rng, "#2f6b3a", "#3f7d3c", "#24594a", "#4b7f34", "#2c6e57")
     trunk = grain(pick(rng, "#6a4a30", "#5b3d29"), rng)
     tiers = int(rng.integers(3, 5))
-    wide, tall, stem = rng.uniform(0.56, 0.68), rng.uniform(1.5, 1.75), rng.uniform(0.2, 0.3)
-    parts = [Part(tapered(0.13, 0.1, stem + 0.3), trunk, gloss=0.02)]
+    wide, tall, stem = rng.uniform(0.56, 0.68), rng.uniform(1.45, 1.7), rng.uniform(0.26, 0.36)
+    parts = [Part(tapered(0.14, 0.1, stem + 0.3), trunk, gloss=0.02)]
     dressed = rng.random()
     snow = pick(rng, "#eef3f7") if dressed < 0.3 else None
     step = tall / (tiers + 0.6)

@@ -21,7 +21,7 @@ NEAR, FAR = 0.5, 1.6  # world units along the ray; every pixel of every scene li
 YAW = (-np.pi / 2, np.pi / 2)
 PITCH = (0.98, 1.38)  # looking down from 11 to 34 degrees
 FOV = (20.0, 38.0)
-FILL = (0.66, 0.84)  # share of the frame that the object's reach takes
+FILL = (0.64, 0.82)  # share of the frame that the object's reach takes
 LOOK_AT = 0.2  # largest look-at offset as a share of the object's half size
 SAMPLES = 3  # rays per pixel and axis; the middle one is the pixel's centre and gives its depth
 RAYS_AT_ONCE = 1 << 16  # bounds the memory of large images
@@ -152,7 +152,7 @@ def _draw_light(rng: Random, yaw: float) -> Light:
     colour = strength * np.array([1 + warmth, 1.0, 1 - warmth])
     fill = rng.uniform(0.36, 0.48)
     sky = fill * np.array([1 - warmth / 2, 1.0, 1 + warmth / 2 + 0.04])
-    return Light(direction, colour, sky, 0.55 * sky, rng.uniform(0.05, 0.1))
+    return Light(direction, colour, sky, 0.55 * sky, rng.uniform(0.035, 0.075))
 
 
 def render_scene(
@@ -175,7 +175,7 @@ def render_scene(
     for place, value in ((0, yaw), (1, pitch), (3, fov)):
         if value is not None:
             camera[place] = value
-    rows = max(1, RAYS_AT_ONCE // (size * SAMPLES * SAMPLES))
+    rows = max(2, RAYS_AT_ONCE // (size * SAMPLES * SAMPLES) // 2 * 2)  # even: the sun's pattern repeats every two rows
     strips = [_render_rows(stage, camera, size, top, min(top + rows, size)) for top in range(0, size, rows)]
     linear, depth = (np.concatenate(part) for part in zip(*strips, strict=True))
     rgb = (to_srgb(_shoulder(linear)) * 255 + 0.5).astype(np.uint8)
@@ -255,7 +255,7 @@ def _trace(parts: tuple[Part, ...], view: View, x: Array, y: Array) -> tuple[Arr
     owner = np.full(best.shape, -1, np.int8)
     square = float(view.up @ view.up)
     for number, part in enumerate(parts):
-        corners = part.corners() - view.eye
+        corners = part.corners - view.eye
         depth = corners @ view.forward
         u, v = corners @ view.right / (square * depth), corners @ view.up / (square * depth)
         columns = slice(*np.searchsorted(x, [u.min(), u.max()]))
@@ -318,45 +318,41 @@ def _paint_part(part: Part, p: Array) -> tuple[Array, Array, float]:
 def _sun(stage: Stage, points: list[Array], where: list[tuple[Array, ...]], surfaces: list) -> list[Array]:
     """Which of the points see the sun, as one float32 [N] for each list entry.
 
-    Every one of the nine rays of a pixel looks at another spot of the sun's disc; their mean is a soft shadow.
+    Every one of the nine rays of a pixel looks at another spot of the sun's disc; their mean is a soft shadow. The
+    spots are turned from pixel to pixel, which keeps the shadows of thin parts from falling apart into stripes.
     """
     light = stage.light
     across = np.cross(light.direction, [0.3, 0.2, 0.93])
     across /= np.linalg.norm(across)
     along = np.cross(across, light.direction)
+    around = max(float(np.linalg.norm(part.corners, axis=1).max()) for part in stage.thing.parts)
     lit = []
     for (row, column), point, (_, normal, _) in zip(where, points, surfaces, strict=True):
         spot = (row % SAMPLES) * SAMPLES + column % SAMPLES
-        turn, out = spot * 2.399963, light.softness * np.sqrt((spot + 0.5) / SAMPLES**2)
+        neighbour = (row // SAMPLES) % 2 * 2 + (column // SAMPLES) % 2
+        turn, out = spot * 2.399963 + neighbour * (np.pi / 2), light.softness * np.sqrt((spot + 0.5) / SAMPLES**2)
         aim = light.direction[:, None] + across[:, None] * (out * np.cos(turn)) + along[:, None] * (out * np.sin(turn))
         aim = aim.astype(np.float32)
         start = point + normal * np.float32(2e-3)
         open_sky = np.ones(point.shape[1], np.float32)
         # Only points whose ray meets the ball around the object can be in shadow; those turned away are dark anyway.
-        near = np.nonzero(_meets_ball(start, aim, 0.0, 0.0, 0.0, _ball(stage.thing)) & (dot(normal, aim) > 0))[0]
+        near = np.nonzero(_meets_ball(start, aim, [0.0, 0.0, 0.0], around) & (dot(normal, aim) > 0))[0]
         if len(near):
             open_sky[near] = _unblocked(stage.thing.parts, start[:, near], aim[:, near])
         lit.append(open_sky)
     return lit
 
 
-def _ball(thing: DemoObject) -> float:
-    return max(float(np.linalg.norm(part.corners(), axis=1).max()) for part in thing.parts)
-
-
-def _meets_ball(p: Array, d: Array, x: float, y: float, z: float, radius: float) -> Array:
-    q = np.stack([p[0] - np.float32(x), p[1] - np.float32(y), p[2] - np.float32(z)])
-    a, b, c = dot(d, d), dot(q, d), dot(q, q) - np.float32(radius * radius)
-    return (b * b > a * c) & ((b < 0) | (c < 0))
+def _meets_ball(p: Array, d: Array, centre: list[float], radius: float) -> Array:
+    q = p - np.asarray(centre, np.float32)[:, None]
+    b, c = dot(q, d), dot(q, q) - np.float32(radius * radius)
+    return (b * b > dot(d, d) * c) & ((b < 0) | (c < 0))
 
 
 def _unblocked(parts: tuple[Part, ...], p: Array, d: Array) -> Array:
     clear = np.ones(p.shape[1], bool)
     for part in parts:
-        corners = part.corners()
-        middle = corners.mean(0)
-        radius = float(np.linalg.norm(corners[0] - middle))
-        left = np.nonzero(clear & _meets_ball(p, d, *middle.tolist(), radius))[0]
+        left = np.nonzero(clear & _meets_ball(p, d, *part.ball))[0]
         if len(left):
             axes = part.axes.astype(np.float32)
             local = apply(axes, p[:, left] - np.asarray(part.origin, np.float32)[:, None])

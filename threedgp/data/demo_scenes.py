@@ -26,8 +26,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from threedgp.data.demo_render import CLASSES, FAR, NEAR, Scene, render_scene
+from threedgp.data.images import write_image
 from threedgp.errors import DataError, UsageError
-from threedgp.files import atomic_path, read_json, write_json
+from threedgp.files import TEMPORARY_MARK, atomic_path, read_json, write_json
 from threedgp.progress import NULL_PROGRESS, Progress
 
 __all__ = [
@@ -35,9 +36,9 @@ __all__ = [
     "DemoSummary",
     "Scene",
     "contact_sheet",
-    "decode_depth",
-    "encode_depth",
+    "quantize_depth",
     "render_scene",
+    "restore_depth",
     "write_demo_set",
 ]
 
@@ -88,13 +89,13 @@ def depth_code(depth: np.ndarray, index: int, seed: int, exact: bool) -> DepthCo
     return DepthCode(float(depth.min()), float(depth.max()), shift, scale, gamma)
 
 
-def encode_depth(depth: np.ndarray, code: DepthCode) -> np.ndarray:
+def quantize_depth(depth: np.ndarray, code: DepthCode) -> np.ndarray:
     """Ray distances [S, S] to uint16 [S, S], larger = farther, in 0..60000."""
     share = np.clip((depth.astype(np.float64) - code.low) / max(code.high - code.low, 1e-9), 0, 1)
     return np.trunc(FULL_SCALE * (code.shift + code.scale * share**code.gamma)).astype(np.uint16)
 
 
-def decode_depth(stored: np.ndarray, code: DepthCode) -> np.ndarray:
+def restore_depth(stored: np.ndarray, code: DepthCode) -> np.ndarray:
     """Stored values [S, S] back to ray distances [S, S] float64, up to the rounding of 16 bits."""
     share = np.clip((stored / FULL_SCALE - code.shift) / code.scale, 0, 1) ** (1 / code.gamma)
     return code.low + (code.high - code.low) * share
@@ -156,7 +157,7 @@ def write_demo_set(
         }
         write_json(root / "cameras.json", description)
         sheet = root / "contact_sheet.png"
-        _save_png(sheet, contact_sheet(root))
+        write_image(sheet, contact_sheet(root))
         write_json(
             root / "manifest.json", {"stage": "demo", "arguments": {**settings, "count": count}, "complete": True}
         )
@@ -195,6 +196,8 @@ def _claim(root: Path, settings: dict, count: int) -> None:
     elif (root / "images").exists() or (root / "depth").exists():
         raise DataError(f"{root} already holds images that are no demo set. Write to another folder.")
     write_json(manifest, {"stage": "demo", "arguments": {**settings, "count": count}, "complete": False})
+    for leftover in root.glob(f"*/*/.*{TEMPORARY_MARK}*"):  # of a killed run
+        leftover.unlink(missing_ok=True)
 
 
 def _rendered(root: Path, count: int, settings: dict, jobs: int | None) -> Iterator[tuple[dict, bool]]:
@@ -225,10 +228,11 @@ def _write_one(root: Path, index: int, version: int, size: int, seed: int, exact
         "camera": [float(v) for v in scene.camera],
         "depth": asdict(code),
     }
-    _save_png(image, Image.fromarray(scene.rgb))
+    write_image(image, scene.rgb)
     text = PngInfo()
     text.add_text(RECORD, json.dumps(record))
-    _save_png(depth, Image.fromarray(encode_depth(scene.depth, code)), pnginfo=text)
+    with atomic_path(depth) as temporary:
+        Image.fromarray(quantize_depth(scene.depth, code)).save(temporary, pnginfo=text)
     return record, True
 
 
@@ -256,11 +260,6 @@ def _finished(image: Path, depth: Path, size: int) -> dict | None:
         return None
 
 
-def _save_png(path: Path, picture: Image.Image, **options: object) -> None:
-    with atomic_path(path) as temporary:
-        picture.save(temporary, **options)
-
-
 def contact_sheet(root: Path | str, columns: int = 12, tile: int = 96) -> Image.Image:
     """The first images of each class of a demo set side by side, their depth maps beneath (near is bright).
 
@@ -272,21 +271,25 @@ def contact_sheet(root: Path | str, columns: int = 12, tile: int = 96) -> Image.
     Raises:
         DataError: there is no demo set in `root`.
     """
-    shown = {name: sorted((Path(root) / "images" / name).glob("[0-9]*.png"))[:columns] for name in CLASSES}
-    shown = {name: paths for name, paths in shown.items() if paths}
+    shown: dict[str, list[tuple[Path, Path]]] = {}
+    for name in CLASSES:
+        images = sorted((Path(root) / "images" / name).glob("[0-9]*.png"))[:columns]
+        pairs = [(path, Path(root) / "depth" / name / f"{path.stem}_depth.png") for path in images]
+        if pairs := [pair for pair in pairs if pair[1].exists()]:
+            shown[name] = pairs
     if not shown:
         raise DataError(f"{root} holds no demo images. Make them with: 3dgp data demo")
-    with Image.open(next(iter(shown.values()))[0]) as first:
+    with Image.open(next(iter(shown.values()))[0][0]) as first:
         side = min(tile, first.width)
     wide, gap = max(map(len, shown.values())), max(1, side // 32)
     pair = 2 * side + 3 * gap
     sheet = Image.new("RGB", (wide * (side + gap) + gap, len(shown) * pair + gap), PAPER)
-    for row, (name, paths) in enumerate(shown.items()):
-        for column, path in enumerate(paths):
+    for row, pairs in enumerate(shown.values()):
+        for column, (image, depth) in enumerate(pairs):
             corner = (gap + column * (side + gap), gap + row * pair)
-            with Image.open(path) as file:
+            with Image.open(image) as file:
                 sheet.paste(file.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), corner)
-            with Image.open(Path(root) / "depth" / name / f"{path.stem}_depth.png") as file:
+            with Image.open(depth) as file:
                 small = Image.fromarray(np.asarray(file, np.float32)).resize((side, side), Image.Resampling.BOX)
             sheet.paste(Image.fromarray(_tint(np.asarray(small))), (corner[0], corner[1] + side + gap))
     return sheet
