@@ -74,7 +74,7 @@ def test_offline_distances_are_never_called_fid():
     spec = parse_metric("fid50k_full").offline()
     assert spec.name == "fd_efflite0_50k_full"
     assert spec.label == "Frechet distance (efficientnet_lite0)"
-    assert spec.extractor == "efficientnet-lite0"
+    assert spec.extractor == "tf_efficientnet_lite0"
     assert parse_metric(spec.name) == spec
 
 

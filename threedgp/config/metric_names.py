@@ -19,7 +19,7 @@ from threedgp.errors import UsageError
 Family = Literal["fid", "kid", "pr", "is", "nfs"]
 
 INCEPTION = "inception"
-EFFLITE0 = "efficientnet-lite0"
+EFFLITE0 = "tf_efficientnet_lite0"
 
 _OFFLINE_PREFIX = {"fid": "fd_efflite0_", "kid": "kd_efflite0_", "pr": "pr_efflite0_"}
 _FULL_LIMIT = {"fid": None, "kid": 1_000_000, "pr": 200_000}  # real images of the `_full` forms; None: all
@@ -53,7 +53,7 @@ class MetricSpec:
         full: the whole real set, never mirrored; otherwise a seeded random subset, mirrored as the profile says.
         neighbours: k of precision and recall.
         per_image: non-flatness score with the density quantile taken per image instead of per four images.
-        extractor: `inception` or `efficientnet-lite0`; None for the non-flatness score, which looks at depth only.
+        extractor: `inception` or `tf_efficientnet_lite0`; None for the non-flatness score, which looks at depth only.
     """
 
     name: str

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from threedgp.errors import DataError
+from threedgp.metrics.processes import Processes
 
 _EPS = torch.finfo(torch.float64).eps
 _FAST_ERROR = 1e-9  # largest estimated error of the fast route, as a fraction of the traces
@@ -55,7 +57,7 @@ class FeatureStatistics:
         Raises:
             DataError: a feature is not finite; the message names the samples.
         """
-        require_finite(features, first=self.count)
+        require_finite(features, range(self.count, self.count + features.shape[0]))
         if features.shape[0] == 0:
             return
         x = features.detach().to(torch.float64)
@@ -75,12 +77,36 @@ class FeatureStatistics:
         if self.count == 0:
             self.load_state(other.state())
             return
-        delta = (other.shift - self.shift).to(self.shift)
-        total, scatter = other.total.to(self.total), other.scatter.to(self.scatter)
-        cross = torch.outer(total, delta)
-        self.scatter += scatter + cross + cross.T + other.count * torch.outer(delta, delta)
-        self.total += total + other.count * delta
+        total, scatter = other._about(self.shift)
+        self.scatter += scatter
+        self.total += total
         self.count += other.count
+
+    def reduce(self, world: Processes, dims: int) -> None:
+        """Merge the accumulators of all processes; afterwards each holds the same sums.
+
+        Args:
+            world: the processes.
+            dims: d, for a process that has seen nothing.
+        """
+        shifts = world.gather(None if self.shift is None else self.shift.tolist())
+        shift = next((shift for shift in shifts if shift is not None), None)
+        if shift is None:
+            return
+        common = torch.tensor(shift, dtype=torch.float64)
+        if self.count:
+            total, scatter = (value.cpu() for value in self._about(common))
+        else:
+            total, scatter = torch.zeros(dims, dtype=torch.float64), torch.zeros(dims, dims, dtype=torch.float64)
+        self.shift, self.total, self.scatter = common, world.sum(total), world.sum(scatter)
+        self.count = int(world.sum(torch.tensor(self.count)))
+
+    def _about(self, centre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """total and scatter about another centre, on its device."""
+        total, scatter = self.total.to(centre), self.scatter.to(centre)
+        delta = self.shift.to(centre) - centre
+        cross = torch.outer(total, delta)
+        return total + self.count * delta, scatter + cross + cross.T + self.count * torch.outer(delta, delta)
 
     def moments(self) -> Moments:
         """Mean and covariance (divisor N) of everything seen, on the CPU.
@@ -108,18 +134,21 @@ class FeatureStatistics:
             setattr(self, name, state[name].clone() if self.count else None)
 
 
-def require_finite(features: torch.Tensor, first: int = 0) -> None:
+def require_finite(features: torch.Tensor, numbers: Sequence[int]) -> None:
     """Refuse NaN and infinity, which would silently poison every statistic.
 
+    Args:
+        features: [batch, d].
+        numbers: what to call each row.
+
     Raises:
-        DataError: names the first offending sample, counted from `first`.
+        DataError: names the first offending image.
     """
     bad = ~torch.isfinite(features).all(dim=1)
     if bad.any():
-        position = first + int(bad.nonzero()[0])
         raise DataError(
-            f"The features of image {position} are not finite ({int(bad.sum())} such images in its batch): the "
-            "checkpoint has probably diverged, or the extractor's weights are damaged."
+            f"The features of image {numbers[int(bad.nonzero()[0])]} are not finite ({int(bad.sum())} of "
+            f"{len(bad)} in its batch): the checkpoint has probably diverged, or the extractor's weights are damaged."
         )
 
 

@@ -1,0 +1,258 @@
+"""The pipeline on image folders: equal to torch-fidelity, whatever the batch, the processes, a crash or the cache."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+
+from tests.metrics.sets import inception_extractor, pool_extractor, write_images
+from tests.pretrained.filled import fill
+from threedgp.config.metric_names import parse_metric
+from threedgp.errors import DataError, UsageError
+from threedgp.metrics import evaluate as evaluate_module
+from threedgp.metrics import features
+from threedgp.metrics.cache import StatisticsCache, real_key
+from threedgp.metrics.evaluate import RealSets, evaluate
+from threedgp.metrics.fid import frechet_distance
+from threedgp.metrics.images import RealImages
+from threedgp.pretrained.inception import InceptionV3
+from threedgp.progress import NullProgress
+from threedgp.training.distributed import World
+
+OFFLINE = [parse_metric(name) for name in ("fd_efflite0_40_full", "kd_efflite0_40_full", "pr_efflite0_40_3_full")]
+
+
+class Notes(NullProgress):
+    def __init__(self):
+        self.texts, self.labels = [], []
+
+    def start(self, label, total=None, unit="images"):
+        self.labels.append(label)
+
+    def note(self, text):
+        self.texts.append(text)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write_images(tmp_path / "real", 50, 1), write_images(tmp_path / "fake", 40, 2)
+
+
+def score(folders, specs=OFFLINE, extractor=pool_extractor, **options):
+    real, fake = folders
+    options.setdefault("batch", 16)
+    return evaluate(
+        specs, lambda count: RealImages(fake, limit=count), RealSets(real), lambda name: extractor(), **options
+    )
+
+
+def numbers(results):
+    return {name: value for result in results for name, value in result.results.items()}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_equal_to_torch_fidelity_with_identical_weights(tmp_path, monkeypatch):
+    torch_fidelity = pytest.importorskip("torch_fidelity")
+    network = fill(InceptionV3(), seed=0, gain=2)
+    torch.save(network.state_dict(), tmp_path / "filled.pth")
+    folders = write_images(tmp_path / "real", 8, 1), write_images(tmp_path / "fake", 6, 2)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(folders[1]),
+        input2=str(folders[0]),
+        fid=True,
+        samples_shuffle=False,
+        cuda=False,
+        cache=False,
+        verbose=False,
+        feature_extractor_weights_path=str(tmp_path / "filled.pth"),
+    )
+    # torch-fidelity divides covariances by N-1 where the definition has N: the only difference, undone here.
+    moments = []
+
+    def with_their_divisor(real, generated):
+        moments.extend(replace(m, cov=m.cov * m.count / (m.count - 1)) for m in (real, generated))
+        return frechet_distance(*moments)
+
+    monkeypatch.setattr(evaluate_module, "frechet_distance", with_their_divisor)
+    ours = numbers(score(folders, [parse_metric("fid6_full")], extractor=lambda: inception_extractor(network)))
+    assert ours["fid6_full"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+    assert [m.count for m in moments] == [8, 6]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_the_batch_size_changes_nothing(folders, batch):
+    expected = numbers(score(folders, batch=16))
+    assert numbers(score(folders, batch=batch)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_results_say_how_they_were_made(folders):
+    result = score(folders)[0]
+    assert result.label == "Frechet distance (efficientnet_lite0)"
+    line = result.line("000180000")
+    assert line["metric"] == "fd_efflite0_40_full"
+    assert line["checkpoint"] == "000180000"
+    expected = {"extractor": "tf_efficientnet_lite0", "num_real": 50, "num_gen": 40, "seed": 0, "num_processes": 1}
+    assert expected.items() <= line.items()
+    json.dumps(line)
+
+
+def _work(rank, meeting, folders, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    results = score(folders, batch=7, world=World(rank, 2, torch.device("cpu")))
+    queue.put((rank, numbers(results)))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_same_values(folders, tmp_path):
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    workers = [context.Process(target=_work, args=(rank, tmp_path / "meeting", folders, queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    expected = numbers(score(folders, batch=7))
+    for _ in workers:
+        assert queue.get()[1] == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(folders, tmp_path, monkeypatch):
+    expected = numbers(score(folders))
+    cache = StatisticsCache(tmp_path / "cache")
+    counted = itertools.count()
+    update = features.Bank.update
+
+    def interrupted(self, present, images):
+        if next(counted) == 2:
+            raise KeyboardInterrupt
+        update(self, present, images)
+
+    monkeypatch.setattr(features.Bank, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(folders, cache=cache)
+    seen = []
+
+    def recorded(self, present, images):
+        seen.extend(present)
+        update(self, present, images)
+
+    monkeypatch.setattr(features.Bank, "update", recorded)
+    assert numbers(score(folders, cache=cache, batch=3)) == pytest.approx(expected, rel=1e-9)
+    assert seen == list(range(16, 40))
+    assert not list((tmp_path / "cache").glob("unfinished-*"))
+
+
+def test_the_cache_notices_every_change(folders, tmp_path):
+    cache = StatisticsCache(tmp_path / "cache")
+    real, _ = folders
+
+    def labels():
+        progress = Notes()
+        score(folders, cache=cache, progress=progress)
+        return progress.labels
+
+    assert labels() == ["Real images", "Generated images"]
+    assert labels() == ["Generated images"]
+    write_images(real, 1, 77)  # the same name, other pixels
+    assert labels() == ["Real images", "Generated images"]
+    (real / "049.png").unlink()
+    assert labels() == ["Real images", "Generated images"]
+    (real / "000.png").rename(real / "zzz.png")
+    assert labels() == ["Real images", "Generated images"]
+
+
+def test_cache_keys_differ_by_settings(folders):
+    real, _ = folders
+    variants = [
+        RealImages(real),
+        RealImages(real, mirror=True),
+        RealImages(real, resolution=64),
+        RealImages(real, limit=20),
+        RealImages(real, limit=20, seed=1),
+        RealImages(real, limit=21),
+    ]
+    other = pool_extractor()
+    other.weights_sha256 = "2" * 64
+    keys = [real_key(images, pool_extractor()) for images in variants] + [real_key(variants[0], other)]
+    assert len(set(keys)) == len(keys)
+    assert real_key(RealImages(real, limit=50), pool_extractor()) == keys[0]
+
+
+def test_a_damaged_cache_file_is_made_again(folders, tmp_path):
+    cache = StatisticsCache(tmp_path / "cache")
+    expected = numbers(score(folders, cache=cache))
+    (path,) = (tmp_path / "cache").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    assert numbers(score(folders, cache=cache)) == expected
+
+
+def test_subsets_and_mirror(folders):
+    real, _ = folders
+    part = RealImages(real, limit=20, seed=3)
+    assert len(part) == 20
+    assert not torch.equal(part.read(0), RealImages(real, limit=20, seed=4).read(0))
+    doubled = RealImages(real, mirror=True)
+    assert len(doubled) == 100
+    assert torch.equal(doubled.read(57), doubled.read(7).flip(-1))
+
+
+def test_unreadable_pictures_do_not_count_and_are_named(folders, tmp_path):
+    real, _ = folders
+    (real / "007.png").write_bytes(b"not a picture")
+    progress = Notes()
+    cache = StatisticsCache(tmp_path / "cache")
+    results = score(folders, cache=cache, progress=progress)
+    assert results[0].settings["num_real"] == 49
+    assert any("007.png" in text for text in progress.texts)
+    (real / "007.png").unlink()
+    assert numbers(score(folders)) == numbers(results)
+
+
+def test_few_images_are_called_few(folders):
+    progress = Notes()
+    score(folders, OFFLINE[:1], progress=progress)
+    assert any("only 40 generated images with 48-dimensional features is biased" in text for text in progress.texts)
+
+
+def test_different_sizes_share_a_set_unless_the_model_has_one(tmp_path):
+    folder = write_images(tmp_path / "mixed", 5, 1)
+    write_images(tmp_path / "mixed" / "b", 3, 2, size=48)
+    bank = features.Bank(pool_extractor(), 8)
+    features.collect(RealImages(folder), [bank], batch=8)
+    assert bank.statistics.count == 8
+    with pytest.raises(DataError, match=r"b/000.png is 48x48, but the model makes 64x64"):
+        features.collect(RealImages(folder, resolution=64), [features.Bank(pool_extractor(), 8)], batch=8)
+
+
+def test_bad_input_is_refused(folders, tmp_path):
+    with pytest.raises(UsageError, match="--data"):
+        evaluate(OFFLINE, lambda count: RealImages(folders[1]), None, lambda name: pool_extractor(), batch=8)
+    one = write_images(tmp_path / "one", 1, 3)
+    with pytest.raises(DataError, match="at least 2 images"):
+        score((one, folders[1]), OFFLINE[1:2])
+    with pytest.raises(DataError, match="does not exist"):
+        score((tmp_path / "nowhere", folders[1]))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="None of the 1 images"):
+        score((broken, folders[1]))
+
+
+def test_zip_and_folder_agree(folders, tmp_path):
+    real, fake = folders
+    with zipfile.ZipFile(tmp_path / "real.zip", "w") as archive:
+        for path in sorted(real.iterdir()):
+            archive.write(path, path.name)
+    assert numbers(score((tmp_path / "real.zip", fake))) == numbers(score(folders))
+    assert np.isfinite(list(numbers(score(folders)).values())).all()

@@ -1,0 +1,80 @@
+"""Keeps statistics of real images between evaluations, under a name that changes with everything they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from threedgp.files import atomic_path
+from threedgp.metrics.features import Bank
+from threedgp.metrics.images import RealImages
+from threedgp.pretrained.embedder import FeatureExtractor
+from threedgp.pretrained.weights import cache_folder
+
+VERSION = 1  # raise when the meaning of stored numbers changes
+
+
+def metrics_cache() -> Path:
+    """Where statistics are kept: $THREEDGP_CACHE/metrics, by default ~/.cache/threedgp/metrics."""
+    return cache_folder().parent / "metrics"
+
+
+def digest_of(value: Any) -> str:
+    """A short name for anything JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def extractor_key(extractor: FeatureExtractor) -> dict[str, Any]:
+    """What decides an extractor's output."""
+    return {
+        "extractor": extractor.name,
+        "weights": extractor.weights_sha256,
+        "preprocess": extractor.preprocess,
+        "version": VERSION,
+    }
+
+
+def real_key(images: RealImages, extractor: FeatureExtractor) -> str:
+    """Name of the statistics of one set under one extractor."""
+    return digest_of({**extractor_key(extractor), "images": images.identity})
+
+
+class StatisticsCache:
+    """A folder of finished banks.
+
+    Args:
+        folder: made when something is stored.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def load(self, key: str, bank: Bank) -> bool:
+        """Fill an empty bank; False if nothing (or not enough) is stored or the file is damaged."""
+        try:
+            state = load_file(self._path(key))
+            if not bank.fits(state):
+                return False
+            bank.absorb(state)
+        except (OSError, SafetensorError, KeyError):
+            return False
+        return True
+
+    def save(self, key: str, bank: Bank) -> None:
+        """Store a bank that has seen its whole set."""
+        tensors: dict[str, torch.Tensor] = {name: value.contiguous() for name, value in bank.state().items()}
+        with atomic_path(self._path(key)) as temporary:
+            save_file(tensors, temporary)
+
+    def parts(self, key: str) -> Path:
+        """Folder for the unfinished work on a question."""
+        return self.folder / f"unfinished-{key}"
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
