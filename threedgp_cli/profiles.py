@@ -64,7 +64,7 @@ def show_profile(
 
 
 def _show_model(profile, json_output: bool) -> None:
-    from threedgp.models.build import describe_model
+    from threedgp.models.describe import describe_model
 
     rows = describe_model(profile)
     if json_output:
