@@ -116,6 +116,7 @@ def test_merge_goes_into_sections_and_replaces_values():
         ("camera.fov={dist: normal, mean: 12.0, min: null, max: null}", ["camera.fov", "learn_camera"]),
         ("model.kind=epigraf", ["training.use_depth", "training.learn_camera"]),
         ("loss.blur.fade_kimg=2000", ["loss.blur.fade_kimg"]),
+        ("model.generator={marcher: mip, last_back: true}", ["model.generator.marcher", "model.generator.last_back"]),
         ("training.batch_size", ["key.path=value"]),
     ],
 )

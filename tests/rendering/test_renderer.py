@@ -251,3 +251,14 @@ def test_density_noise_is_drawn_only_when_asked_for():
 def test_impossible_options_are_refused(bad):
     with pytest.raises(ValueError, match=r"samples|mip"):
         RenderOptions(near=0.5, far=1.0, **bad)
+
+
+def test_a_field_in_low_precision_is_composited_in_the_precision_of_the_rays():
+    camera = make_cameras(1, dtype=torch.float32)
+
+    def coarse_field(points):
+        return tuple(values.bfloat16() for values in blobs(points))
+
+    low, full = render(camera, OPTIONS, field=coarse_field), render(camera, OPTIONS)
+    assert low.color.dtype == low.depth.dtype == torch.float32
+    torch.testing.assert_close(low.color, full.color, rtol=0, atol=0.03)

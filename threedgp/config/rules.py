@@ -108,6 +108,8 @@ def _problems(profile: Profile) -> list[str]:
                 found.append(f"model.kind={model.kind} has no adaptors: set training.{key}=false.")
     if model.generator.marcher == "mip" and model.generator.clamp_mode != "softplus":
         found.append("model.generator.marcher=mip only knows model.generator.clamp_mode=softplus.")
+    if model.generator.marcher == "mip" and model.generator.last_back:
+        found.append("model.generator.marcher=mip has no model.generator.last_back.")
     if training.augment.mode != "none" and data.augment.where == "both":
         found.append(
             "training.augment and data.augment.where=both would both change the discriminator's input: use one."
