@@ -21,6 +21,7 @@ from threedgp.data.images import (
 )
 from threedgp.errors import DataError
 
+pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")  # pytest takes the module's own filter away
 random = np.random.RandomState(0)
 
 

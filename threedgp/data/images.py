@@ -69,9 +69,10 @@ def open_image(data: bytes, background: tuple[int, int, int] = WHITE, reduce: in
     try:
         with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
             _check_pixels(image)
-            if reduce > 1:
-                image.draft(None, (image.width // reduce, image.height // reduce))
             orientation = _orientation(image)
+            whole = image.width % reduce == image.height % reduce == 0
+            if reduce > 1 and (whole or orientation == 1):  # else turning would move the partial pixel to the front
+                image.draft(None, (image.width // reduce, image.height // reduce))
             rgb = _to_rgb(image, data, background)
             return rgb.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else rgb
     except DataError:

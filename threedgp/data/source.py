@@ -74,15 +74,23 @@ class FolderSource:
     def __contains__(self, name: str) -> bool:
         return (self.root / name).is_file()
 
+    def stamp(self, name: str) -> str:
+        """Size and modification time: another stamp means another content."""
+        try:
+            status = (self.root / name).stat()
+        except OSError:
+            return "unreadable"
+        return f"{status.st_size}-{status.st_mtime_ns}"
+
     def read(self, name: str) -> bytes:
         """The whole file. Raises `DataError` with the reason when it cannot be read."""
-        try:
-            with open(self.root / name, "rb") as file:
-                if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                    raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-                return file.read()
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror or error})") from None
+        return read_file(self.root / name)
+
+    def without_names(self) -> FolderSource:
+        """A copy that can only `read`: what is sent to worker processes with every batch of work."""
+        copy = FolderSource.__new__(FolderSource)
+        copy.root, copy.problems, copy.names, copy.depth_names = self.root, {}, [], []
+        return copy
 
 
 class ZipSource:
@@ -122,6 +130,18 @@ class ZipSource:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _handle=None, _lock=threading.Lock())
+
+    def without_names(self) -> ZipSource:
+        """A copy that can only `read`: what is sent to worker processes with every batch of work."""
+        copy = ZipSource.__new__(ZipSource)
+        copy.__setstate__({"root": self.root, "problems": {}, "names": [], "depth_names": []})
+        copy._prefix, copy._known = self._prefix, set()
+        return copy
+
+    def stamp(self, name: str) -> str:
+        """Size and checksum: another stamp means another content."""
+        info = self._archive().getinfo(self._prefix + name)
+        return f"{info.file_size}-{info.CRC:08x}"
 
     def read(self, name: str) -> bytes:
         """The whole entry. Raises `DataError` with the reason when it cannot be read."""
@@ -165,6 +185,17 @@ def open_source(path: Path | str, *, allow_empty: bool = False) -> ImageSource:
         kinds = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise DataError(f"{path} holds no images. Put files of these kinds there (sub-folders are classes): {kinds}")
     return source
+
+
+def read_file(path: Path) -> bytes:
+    """The whole file. Raises `DataError` with the reason when it cannot be read or is absurdly large."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+            return file.read()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})") from None
 
 
 def list_files(root: Path, accept: Callable[[str], bool], problems: dict[str, str] | None = None) -> list[str]:

@@ -1,0 +1,174 @@
+"""Labels of a set: `dataset.json` with one value an image, made from class folders or carried over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from threedgp.data.source import ImageSource, class_of, classes_of, stem_of
+from threedgp.errors import DataError, UsageError
+from threedgp.files import read_json
+
+DATASET_JSON = "dataset.json"
+CLASSES_JSON = "classes.json"
+Label = int | list[float]
+
+
+@dataclass
+class Labels:
+    """What is known about the images of a set, by path without extension (which stages may change).
+
+    Attributes:
+        values: class number, or a list of floats that is used as it is; None for an unlabelled set.
+        classes: names of the classes by number, when they have names.
+        angles: camera angles [yaw, pitch, roll] in radians.
+    """
+
+    values: dict[str, Label] | None = None
+    classes: list[str] | None = None
+    angles: dict[str, list[float]] = field(default_factory=dict)
+
+    def as_json(self, names: Iterable[str], resolution: int | None = None) -> dict[str, Any]:
+        """The content of dataset.json for these image paths."""
+        names = list(names)
+        content: dict[str, Any] = {"labels": None}
+        if self.values is not None:
+            content["labels"] = [[name, self.values[stem_of(name)]] for name in names]
+        if self.angles:
+            content["camera_angles"] = [[name, self.angles[stem_of(name)]] for name in names]
+        if self.classes is not None:
+            content["classes"] = self.classes
+            content["num_classes"] = len(self.classes)
+        if resolution is not None:
+            content["resolution"] = resolution
+        return content
+
+
+def read_labels(source: ImageSource) -> Labels | None:
+    """The set's own dataset.json, or None when it has none.
+
+    Raises:
+        DataError: it is damaged, or leaves an image out.
+    """
+    if DATASET_JSON not in source:
+        return None
+    where = f"{source.root}/{DATASET_JSON}"
+    try:
+        content = json.loads(source.read(DATASET_JSON))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{where} is not valid JSON ({error}).") from None
+    labels = parse_labels(content, where)
+    for what, known in (("label", labels.values), ("camera_angles", labels.angles or None)):
+        missing = [name for name in source.names if known is not None and stem_of(name) not in known]
+        if missing:
+            raise DataError(f"{where} has no {what} for {len(missing)} images (first: {missing[0]}).")
+    return labels
+
+
+def parse_labels(content: Any, where: str) -> Labels:
+    """Labels from the content of a dataset.json, or from a plain {path: value} object."""
+    if isinstance(content, dict) and "labels" not in content and "camera_angles" not in content:
+        content = {"labels": list(content.items())}
+    try:
+        pairs, angles = content["labels"], content.get("camera_angles")
+        values = None if pairs is None else {stem_of(str(name)): _value(value) for name, value in pairs}
+        angles = {stem_of(str(name)): [float(angle) for angle in row] for name, row in angles or []}
+        classes = content.get("classes")
+        classes = None if classes is None else [str(name) for name in classes]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(
+            f'{where} must look like {{"labels": [["a/1.png", 0], ...]}} with whole numbers or lists of numbers.'
+        ) from None
+    if any(len(row) != 3 for row in angles.values()):
+        raise DataError(f"{where}: camera_angles must be [yaw, pitch, roll].")
+    whole = [value for value in (values or {}).values() if isinstance(value, int)]
+    if whole and min(whole) < 0:
+        raise DataError(f"{where}: class numbers start at 0, found {min(whole)}.")
+    if values and whole and len(whole) != len(values):
+        raise DataError(f"{where} mixes class numbers with lists of numbers.")
+    if classes is not None and whole and max(whole) >= len(classes):
+        raise DataError(f"{where} names {len(classes)} classes but has the class number {max(whole)}.")
+    return Labels(values, classes, angles)
+
+
+def folder_labels(source: ImageSource, classes: list[str] | None = None) -> Labels:
+    """Labels from class folders: the first folder of each path, numbered in sorted order or by `classes`.
+
+    Raises:
+        DataError: some images lie in no folder, or in one that `classes` does not name.
+    """
+    loose = [name for name in source.names if class_of(name) is None]
+    if loose:
+        raise DataError(
+            f"{len(loose)} images of {source.root} lie beside the class folders (first: {loose[0]}). "
+            "Move them into folders, or use --labels none."
+        )
+    found = classes_of(source.names)
+    unknown = sorted(set(found) - set(classes)) if classes else []
+    if unknown:
+        raise DataError(f"{source.root} has folders that the class list does not name: {', '.join(unknown[:5])}.")
+    names = classes or found
+    number = {name: index for index, name in enumerate(names)}
+    return Labels({stem_of(name): number[class_of(name)] for name in source.names}, names)
+
+
+def choose_labels(source: ImageSource, mode: str = "auto", classes: list[str] | None = None) -> Labels:
+    """The labels a stage writes for a set.
+
+    Args:
+        mode: `auto`: the set's own dataset.json if it has one, else class folders, else none when all images lie in
+            the root. `none`: no labels. Otherwise the path of a JSON file with labels.
+        classes: names of the classes in the order of their numbers, so that a part of a set keeps the numbering of
+            the whole.
+    """
+    if mode == "none":
+        own = read_labels(source)
+        return Labels(angles=own.angles if own else {})
+    if mode != "auto":
+        if not Path(mode).is_file():
+            raise UsageError(f"--labels must be auto, none or a JSON file; there is no file '{mode}'.")
+        labels = parse_labels(read_json(mode), mode)
+        missing = [name for name in source.names if stem_of(name) not in (labels.values or {})]
+        if missing:
+            raise DataError(f"{mode} has no label for {len(missing)} images (first: {missing[0]}).")
+        return Labels(labels.values, classes or labels.classes, labels.angles)
+    own = read_labels(source)
+    if own is not None:
+        return Labels(own.values, classes or own.classes, own.angles)
+    if classes is None and not any("/" in name for name in source.names):
+        return Labels()
+    return folder_labels(source, classes)
+
+
+def read_classes(path: Path | str) -> list[str]:
+    """Class names from a classes.json (a list), a dataset.json, or a text file with one name a line.
+
+    Raises:
+        UsageError: the file is missing, empty or names a class twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"The class list {path} does not exist.")
+    if path.suffix == ".json":
+        content = read_json(path)
+        names = content.get("classes") if isinstance(content, dict) else content
+    else:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path} holds no list of class names.")
+    if len(set(names)) != len(names):
+        raise UsageError(f"{path} names a class twice.")
+    return names
+
+
+def _value(value: Any) -> Label:
+    if isinstance(value, bool) or not isinstance(value, int | float | list):
+        raise TypeError(value)
+    if isinstance(value, list):
+        return [float(number) for number in value]
+    if int(value) != value:
+        raise ValueError(value)
+    return int(value)

@@ -1,0 +1,183 @@
+"""Merge: put every photo beside its depth map.
+
+Photos and depth maps are matched by folder and stem, whatever extension or depth naming (LeReS, MiDaS and ZoeDepth
+styles) they come with, and only pairs of equal size go on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from threedgp.data.images import decode_depth, encode_depth, image_size, write_bytes
+from threedgp.data.labels import DATASET_JSON, read_labels
+from threedgp.data.source import (
+    DEPTH_ENDING,
+    FolderSource,
+    depth_name_of,
+    list_files,
+    open_source,
+    read_file,
+    stem_of,
+)
+from threedgp.data.stage import Backend, Stage, StageReport, is_newer, parallel
+from threedgp.errors import DataError
+from threedgp.files import atomic_path, write_json
+from threedgp.progress import NULL_PROGRESS, Progress
+
+# Endings of depth maps after the image's stem, best first. A plain `.png` counts only in a folder of its own, and
+# last, because LeReS leaves a copy of the photo beside its depth map.
+DEPTH_ENDINGS = (DEPTH_ENDING, "-depth_raw.png", ".-depth_raw.png", "._depth.png", "_depth.npy", ".npy", ".png")
+
+
+class Pair(NamedTuple):
+    """One job: a photo and the depth map that was found for it."""
+
+    name: str
+    depth: Path
+
+
+def merge(
+    source: Path | str,
+    depth: Path | str,
+    output: Path | str,
+    *,
+    on_error: Literal["skip", "fail"] = "skip",
+    max_errors: float | None = None,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    backend: Backend = "loky",
+    progress: Progress = NULL_PROGRESS,
+) -> StageReport:
+    """Write each photo under its own name and its depth map as 16-bit `<stem>_depth.png` into `output`.
+
+    Args:
+        source: folder of photos. depth: folder of depth maps (one-channel 8- or 16-bit PNG, or uint16 `.npy`).
+        output: folder to write. See `Stage.begin` for the other arguments.
+
+    Returns:
+        The report; `extra` counts `images_without_depth` and `depth_without_image`.
+
+    Raises:
+        DataError: nothing matched, two photos of a folder share a stem, or too many pairs were broken.
+    """
+    photos = open_source(source)
+    if not isinstance(photos, FolderSource):
+        raise DataError(f"{source} is an archive; merge needs a folder of photos.")
+    if not Path(depth).is_dir():
+        raise DataError(f"The depth folder {depth} does not exist. Make it with: 3dgp data depth")
+    refuse_same_stems(photos.names)
+    pairs, unmatched, orphans = match(photos, Path(depth))
+    if not pairs:
+        raise DataError(
+            f"None of the {len(photos.names)} images in {source} has a depth map in {depth}. A photo a/1.jpg needs "
+            f"a depth map a/1_depth.png there."
+        )
+    labels = read_labels(photos)
+    stage = Stage.begin(
+        "merge",
+        source,
+        output,
+        {"depth": _relative(Path(depth), Path(output))},
+        overwrite=overwrite,
+        on_error=on_error,
+        max_errors=max_errors,
+        progress=progress,
+    )
+    stage.extra = {"images_without_depth": len(unmatched), "depth_without_image": len(orphans)}
+    for what, names in (("images have no depth map", unmatched), ("depth maps have no image", orphans)):
+        if names:
+            progress.note(f"{len(names)} {what} and are left out (first: {names[0]})")
+    progress.start("Merging", len(pairs))
+    try:
+        for name, reason in photos.problems.items():
+            stage.skip(name, reason)
+        work = partial(_merge_one, photos.root, stage.output, stage.resume)
+        for pair, reason in parallel(work, pairs, jobs=jobs, backend=backend):
+            if reason:
+                stage.skip(pair.name, reason)
+            else:
+                stage.done({pair.name: pair.name, depth_name_of(pair.name): _relative(pair.depth, Path(depth))})
+    finally:
+        progress.finish()
+    if labels is not None:
+        write_json(stage.output / DATASET_JSON, labels.as_json(name for name in photos.names if name in stage.files))
+    return stage.finish()
+
+
+def match(photos: FolderSource, depth: Path) -> tuple[list[Pair], list[str], list[str]]:
+    """Pairs in order, images without a depth map, and depth maps without an image (relative to the depth folder)."""
+    available = set(list_files(depth, lambda name: name.endswith((".png", ".npy"))))
+    if depth.resolve() == photos.root.resolve():
+        available -= set(photos.names)
+    pairs, unmatched, used = [], [], set()
+    for name in photos.names:
+        stem = stem_of(name)
+        inside = next((stem + ending for ending in DEPTH_ENDINGS if stem + ending in available), None)
+        if inside is not None:
+            used.add(inside)
+            pairs.append(Pair(name, depth / inside))
+            continue
+        beside = next((stem + end for end in DEPTH_ENDINGS[:-1] if stem + end in photos), None)
+        if beside is not None:
+            pairs.append(Pair(name, photos.root / beside))
+        else:
+            unmatched.append(name)
+    return pairs, unmatched, sorted(available - used)
+
+
+def refuse_same_stems(names: list[str]) -> None:
+    """Raise `DataError` when two images differ only in their extension: they would share one depth map."""
+    seen: dict[str, str] = {}
+    clashes = []
+    for name in names:
+        other = seen.setdefault(stem_of(name), name)
+        if other != name:
+            clashes.append(f"{other} and {name}")
+    if clashes:
+        raise DataError(
+            f"{len(clashes)} pairs of images differ only in their extension, so they would get the same name: "
+            f"{'; '.join(clashes[:3])}. Rename or remove one of each."
+        )
+
+
+def _merge_one(source: Path, output: Path, resume: bool, pair: Pair) -> tuple[Pair, str | None]:
+    """Copy one pair; returns the reason when it is not usable. Runs in a worker."""
+    picture, target, target_depth = source / pair.name, output / pair.name, output / depth_name_of(pair.name)
+    if resume and _is_copy(target, picture) and is_newer(target_depth, pair.depth) and _decodes(target_depth):
+        return pair, None
+    try:
+        height, width = image_size(read_file(picture))
+    except DataError as error:
+        return pair, str(error)
+    try:
+        pixels = decode_depth(read_file(pair.depth))
+    except DataError as error:
+        return pair, f"its depth map {pair.depth.name}: {error}"
+    if pixels.shape != (height, width):
+        return pair, (
+            f"its depth map {pair.depth.name} is {pixels.shape[1]}x{pixels.shape[0]}, the image {width}x{height}"
+        )
+    write_bytes(target_depth, encode_depth(pixels))
+    with atomic_path(target) as temporary:
+        shutil.copyfile(picture, temporary)
+    return pair, None
+
+
+def _is_copy(target: Path, picture: Path) -> bool:
+    return is_newer(target, picture) and target.stat().st_size == picture.stat().st_size
+
+
+def _decodes(depth: Path) -> bool:
+    try:
+        decode_depth(read_file(depth))
+    except DataError:
+        return False
+    return True
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return os.path.relpath(path, folder).replace(os.sep, "/")
