@@ -212,7 +212,7 @@ def test_hyper_modulation_without_patch_conditioning_is_refused():
 
 @pytest.mark.parametrize("resolution", [4, 24])
 def test_impossible_resolution_is_refused(resolution):
-    with pytest.raises(ConfigError, match="resolution of 8, 16, 32"):
+    with pytest.raises(ConfigError, match="images of 8, 16, 32"):
         small(img_resolution=resolution)
 
 

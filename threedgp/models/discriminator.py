@@ -198,7 +198,10 @@ class Discriminator(nn.Module):
     ):
         super().__init__()
         if img_resolution < 8 or img_resolution & (img_resolution - 1):
-            raise ConfigError(f"The discriminator needs a resolution of 8, 16, 32, …; got {img_resolution}.")
+            raise ConfigError(
+                f"The discriminator needs images of 8, 16, 32, … pixels a side, not {img_resolution}: change "
+                "training.patch.resolution, or data.resolution where patches are off."
+            )
         if hyper_mod and not patch_conditioning:
             raise ConfigError(
                 "Hyper-modulation of the discriminator needs patch conditioning: enable it or set hyper_mod to false."

@@ -11,13 +11,24 @@ import math
 import torch
 from torch import nn
 
+from threedgp.errors import ConfigError
 from threedgp.ops.activation import ACTIVATIONS, bias_act
 from threedgp.ops.fir import DEFAULT_TAPS, conv2d_resample, setup_filter
 
 
 def channels_at(resolution: int, cbase: int, cmax: int, fmaps: float = 1.0) -> int:
-    """Width of a network at a resolution: `min(⌊int(cbase · fmaps) / resolution⌋, cmax)`."""
-    return min(int(cbase * fmaps) // resolution, cmax)
+    """Width of a network at a resolution: `min(⌊int(cbase · fmaps) / resolution⌋, cmax)`.
+
+    Raises:
+        ConfigError: no channel is left.
+    """
+    channels = min(int(cbase * fmaps) // resolution, cmax)
+    if channels < 1:
+        raise ConfigError(
+            f"cbase={cbase} with fmaps={fmaps:g} leaves no channels at resolution {resolution}. "
+            f"Choose cbase of at least {math.ceil(resolution / fmaps)}."
+        )
+    return channels
 
 
 def low_precision_from(resolution: int, num_resolutions: int) -> int:
