@@ -132,7 +132,7 @@ def test_camera_angles_become_signed_turns():
 def test_widths_and_precision_by_resolution():
     assert [channels_at(r, 32768, 512) for r in (4, 64, 128, 512)] == [512, 512, 256, 64]
     assert channels_at(256, 32768, 512, 0.5) == 64
-    with pytest.raises(ConfigError, match="no channels at resolution 256.*at least 512"):
+    with pytest.raises(ConfigError, match=r"no channels at resolution 256.*at least 512"):
         channels_at(256, 64, 512, 0.5)
     assert low_precision_from(512, 4) == 64
     assert low_precision_from(32, 4) == 8
