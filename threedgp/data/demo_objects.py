@@ -393,7 +393,7 @@ def tree(rng: Random) -> list[Part]:
     green = pick(rng, "#2f6b3a", "#3f7d3c", "#24594a", "#4b7f34", "#2c6e57")
     trunk = grain(pick(rng, "#6a4a30", "#5b3d29"), rng)
     tiers = int(rng.integers(3, 5))
-    wide, tall, stem = rng.uniform(0.56, 0.68), rng.uniform(1.45, 1.7), rng.uniform(0.26, 0.36)
+    wide, tall, stem = rng.uniform(0.56, 0.68), rng.uniform(1.4, 1.65), rng.uniform(0.34, 0.46)
     parts = [Part(tapered(0.14, 0.1, stem + 0.3), trunk, gloss=0.02)]
     dressed = rng.random()
     snow = pick(rng, "#eef3f7") if dressed < 0.3 else None

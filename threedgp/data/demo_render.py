@@ -21,7 +21,7 @@ NEAR, FAR = 0.5, 1.6  # world units along the ray; every pixel of every scene li
 YAW = (-np.pi / 2, np.pi / 2)
 PITCH = (0.98, 1.38)  # looking down from 11 to 34 degrees
 FOV = (20.0, 38.0)
-FILL = (0.64, 0.82)  # share of the frame that the object's reach takes
+FILL = (0.62, 0.8)  # share of the frame that the object's reach takes
 LOOK_AT = 0.2  # largest look-at offset as a share of the object's half size
 SAMPLES = 3  # rays per pixel and axis; the middle one is the pixel's centre and gives its depth
 RAYS_AT_ONCE = 1 << 16  # bounds the memory of large images
@@ -138,7 +138,7 @@ def build_stage(index: int, seed: int) -> Stage:
     )
     thing = build_object(CLASSES[class_id], rng)
     scale = half / thing.reach
-    radius = min(radius * thing.reach, 0.93 * (FAR - 1) / scale)
+    radius = min(radius * thing.reach, 0.9 * (FAR - 1) / scale)
     backdrop = Backdrop(*surroundings, pattern, cove * width, radius, noise, turn)
     return Stage(class_id, thing, backdrop, light, camera, scale)
 
