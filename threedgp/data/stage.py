@@ -57,6 +57,7 @@ class Stage:
         files: {target: source} of finished files, both relative.
         skipped: {path: reason} of broken files. dropped: {path: reason} of files left out on request.
         extra: further entries for the manifest.
+        manifest: its file name, for stages whose results share a folder.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage:
     skipped: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    manifest: str = MANIFEST
 
     @classmethod
     def begin(
@@ -133,7 +135,7 @@ class Stage:
         if len(self.skipped) <= NOTES:
             self.progress.note(f"skipped {name}: {reason}")
         elif len(self.skipped) == NOTES + 1:
-            self.progress.note(f"more files are skipped; all are listed in {self.output / MANIFEST}")
+            self.progress.note(f"more files are skipped; all are listed in {self.output / self.manifest}")
         self.progress.advance()
 
     def drop(self, name: str, reason: str) -> None:
@@ -154,7 +156,7 @@ class Stage:
         with plain_os_errors():
             if prune_stale:
                 prune(self.output, keep=self.files)
-            write_json(self.output / MANIFEST, self._manifest(complete=True))
+            write_json(self.output / self.manifest, self._manifest(complete=True))
         report = StageReport(self.name, self.output, self.images, self.skipped, self.dropped, self.extra)
         first = next(iter(self.skipped.items()), None)
         example = f" (first: {first[0]}: {first[1]})" if first else ""
@@ -167,7 +169,7 @@ class Stage:
         if len(self.skipped) > limit:
             raise DataError(
                 f"{len(self.skipped)} of {total} files were broken{example}; the others are done. "
-                f"See {self.output / MANIFEST}, or allow more with --max-errors."
+                f"See {self.output / self.manifest}, or allow more with --max-errors."
             )
         return report
 

@@ -1,0 +1,344 @@
+"""`3dgp data select`: keep the typical photos of each class and leave the outliers behind.
+
+Instance selection (arXiv 2007.15255) as 3DGP prepares its sets (arXiv 2303.01416, Sec. 4): features of every photo,
+one Gaussian per class, the most likely third stays.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from threedgp.data.ahead import available_cores, map_ahead
+from threedgp.data.features import FeatureTable, compute_features, find_features
+from threedgp.data.images import write_bytes
+from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
+from threedgp.data.montage import draw_montage
+from threedgp.data.source import FolderSource, ImageSource, class_of, depth_name_of, open_source
+from threedgp.data.stage import Stage, StageReport, plain_os_errors
+from threedgp.errors import DataError, UsageError
+from threedgp.files import atomic_path, sha256_of
+from threedgp.pretrained.names import INCEPTION_NAME, canonical_name
+from threedgp.progress import NULL_PROGRESS, Progress
+
+Link = Literal["copy", "hardlink", "symlink"]
+DEFAULT_RATIO = "1/3"
+SCORES_NAME = "scores.csv"
+MONTAGE_COLUMNS = 10
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One class after scoring.
+
+    Attributes:
+        name: folder name, "" when all photos form one group.
+        rows: indices into the feature table, in path order.
+        likelihood: float64, one per row; NaN where a tiny class is kept whole without a score.
+        order: positions within `rows`, most typical first.
+        kept: how many of `order` stay.
+    """
+
+    name: str
+    rows: np.ndarray
+    likelihood: np.ndarray
+    order: np.ndarray
+    kept: int
+
+
+def run_select(
+    source: Path | str,
+    target: Path | str,
+    *,
+    keep: int | None = None,
+    keep_ratio: str | float | None = None,
+    per_class: bool | None = None,
+    reg_covar: float = 1e-5,
+    extractor: str = INCEPTION_NAME,
+    weights: Path | str | None = None,
+    download: bool = False,
+    allow_unverified: bool = False,
+    device: str = "cpu",
+    square: int = 256,
+    batch_size: int = 64,
+    link: Link = "copy",
+    montage: bool = True,
+    jobs: int | None = None,
+    on_error: Literal["skip", "fail"] = "skip",
+    max_errors: float | None = None,
+    progress: Progress = NULL_PROGRESS,
+) -> StageReport:
+    """Copy (or link) the most typical photos of `source` to `target` under the same names.
+
+    Writes `scores.csv` (path, class, log-likelihood, rank, kept) and `manifest.json` into `target`, and one picture a
+    class with its most and least typical photos into the folder `<target>-montage`. Features stay in a hidden folder
+    of `target`, so that another ratio needs no network. Depth maps beside the photos travel with them.
+
+    Args:
+        keep: photos to keep in each class (or in all); at most one of `keep` and `keep_ratio`.
+        keep_ratio: share to keep, read exactly ("1/3", 0.29); 1/3 if neither is given.
+        per_class: one Gaussian per first-level folder; None: if all photos lie in folders.
+        reg_covar: added to each variance; must be above 0 when a class has fewer photos than features.
+        extractor: "inception", "tf_efficientnet_lite0" (offline) or a timm model.
+        square: photos are centre-cropped and resized to this side before the network.
+        link: copies, hard links or relative symbolic links.
+        jobs: threads; None takes one a core.
+
+    Raises:
+        UsageError: impossible arguments, or a target that holds foreign files.
+        WeightsError: the extractor's weights are missing (before anything is written).
+        DataError: no usable photo, singular covariance, or too many broken photos.
+    """
+    _check_arguments(keep, keep_ratio, reg_covar, square, link)
+    ratio = None if keep is not None else str(keep_ratio if keep_ratio is not None else DEFAULT_RATIO)
+    jobs = jobs or available_cores()
+    photos, target = open_source(source), Path(target)
+    if link != "copy" and not isinstance(photos, FolderSource):
+        raise UsageError(f"Files inside {photos.root.name} cannot be linked: use copies.")
+    per_class = all(class_of(name) for name in photos.names) if per_class is None else per_class
+
+    model = canonical_name(extractor)
+    cache = target / ".features" / f"{model.replace('/', '_')}-{square}.memmap"
+    wanted: dict[str, Any] = {"model": model, "square": square}
+    if weights is not None and Path(weights).is_file():
+        wanted["weights_sha256"] = sha256_of(weights)
+    table, network = find_features(photos, cache, wanted), None
+    if table is None:
+        from threedgp.pretrained.embedder import build_extractor
+
+        options = {"download": download, "allow_unverified": allow_unverified, "progress": progress}
+        network = build_extractor(model, weights, device=device, **options)
+
+    stage = Stage.begin(
+        "select",
+        photos.root,
+        target,
+        {"link": link},
+        overwrite=True,  # a new choice only adds and removes files; the costly features stay
+        on_error=on_error,
+        max_errors=max_errors,
+        progress=progress,
+    )
+    if network is not None:
+        table = compute_features(
+            photos,
+            cache,
+            network,
+            square=square,
+            batch_size=batch_size,
+            jobs=jobs,
+            on_skip=stage.skip,
+            progress=progress,
+        )
+    assert table is not None
+    if network is None:
+        progress.start("Using cached features", len(photos.names))
+        for name, reason in table.skipped.items():
+            stage.skip(name, reason)
+        progress.advance(len(table.names))
+        progress.finish()
+
+    groups = _group(table.names, per_class, stage)
+    scored = _score(table, groups, keep, ratio, reg_covar, jobs, progress)
+    _tell_small_classes(scored, keep, progress)
+    _write_scores(target / SCORES_NAME, table, scored)
+    if montage:
+        _draw_montages(photos, table, scored, target.with_name(target.name + "-montage"), jobs, progress)
+    kept = sorted(table.names[row] for part in scored for row in part.rows[part.order[: part.kept]])
+    _place_all(photos, kept, target, link, jobs, stage)
+    stage.extra |= {
+        "choice": {"keep": keep, "keep_ratio": ratio, "per_class": per_class, "reg_covar": reg_covar},
+        "features": table.identity,
+        "classes": {part.name: {"photos": len(part.rows), "kept": part.kept} for part in scored},
+    }
+    return stage.finish()
+
+
+def _check_arguments(
+    keep: int | None, keep_ratio: str | float | None, reg_covar: float, square: int, link: str
+) -> None:
+    if keep is not None and keep_ratio is not None:
+        raise UsageError("Give either a number of photos to keep or a share, not both.")
+    if keep is not None and keep < 1:
+        raise UsageError(f"The number of photos to keep must be at least 1, not {keep}.")
+    if keep_ratio is not None:
+        parse_ratio(keep_ratio)
+    if not 0 <= reg_covar < float("inf"):
+        raise UsageError(f"reg_covar must be 0 or a positive number, not {reg_covar}.")
+    if square < 32:
+        raise UsageError(f"Photos must be shown to the network with a side of at least 32 pixels, not {square}.")
+    if link not in ("copy", "hardlink", "symlink"):
+        raise UsageError(f"There is no way '{link}' to place files. Choose copy, hardlink or symlink.")
+
+
+def _group(names: list[str], per_class: bool, stage: Stage) -> dict[str, np.ndarray]:
+    """Rows of each class, classes sorted; photos outside every class folder are left out with a note."""
+    if not per_class:
+        return {"": np.arange(len(names))}
+    groups: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        group = class_of(name)
+        if group is None:
+            stage.dropped[name] = "lies in no class folder"
+        else:
+            groups.setdefault(group, []).append(row)
+    if stage.dropped:
+        stage.progress.note(
+            f"{len(stage.dropped)} photos lie in no class folder and are left out (select globally to keep them)."
+        )
+    if not groups:
+        raise DataError(f"{stage.source} has no class folders with photos: select over all photos instead.")
+    return {name: np.array(groups[name]) for name in sorted(groups)}
+
+
+def _score(
+    table: FeatureTable,
+    groups: dict[str, np.ndarray],
+    keep: int | None,
+    ratio: str | None,
+    reg_covar: float,
+    jobs: int,
+    progress: Progress,
+) -> list[ClassScores]:
+    """Score and rank every class; classes are independent and run in threads."""
+    features = table.rows()
+
+    def score(item: tuple[str, np.ndarray]) -> ClassScores:
+        name, rows = item
+        kept = keep_count(len(rows), keep=keep, ratio=ratio)
+        if kept == len(rows) and reg_covar == 0 and len(rows) <= table.dim:
+            likelihood = np.full(len(rows), np.nan)  # no density exists, and none is needed to keep all
+        else:
+            try:
+                likelihood = log_likelihood(features, reg_covar, rows)
+            except DataError as error:
+                raise DataError(f"Class '{name}': {error}" if name else str(error)) from None
+        return ClassScores(name, rows, likelihood, ranking(likelihood), kept)
+
+    progress.start("Scoring", len(groups), unit="classes")
+    scored = []
+    try:
+        for part in map_ahead(score, groups.items(), jobs, window=2 * jobs):
+            scored.append(part)
+            progress.advance()
+    finally:
+        progress.finish()
+    return scored
+
+
+def _tell_small_classes(scored: list[ClassScores], keep: int | None, progress: Progress) -> None:
+    def some(names: list[str]) -> str:
+        return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+    single = [part.name for part in scored if part.name and len(part.rows) == 1]
+    if single:
+        progress.note(f"{len(single)} classes have a single photo, which is kept: {some(single)}.")
+    short = [part.name or "the set" for part in scored if keep is not None and len(part.rows) < keep]
+    if short:
+        progress.note(f"{len(short)} classes have fewer than {keep} photos and are kept whole: {some(short)}.")
+
+
+def _write_scores(path: Path, table: FeatureTable, scored: list[ClassScores]) -> None:
+    """CSV in path order: path, class, log_likelihood (6 decimals), rank within the class from 1, kept 0/1."""
+    lines = []
+    for part in scored:
+        rank = np.empty(len(part.order), dtype=int)
+        rank[part.order] = np.arange(1, len(part.order) + 1)
+        for row, value, place in zip(part.rows, part.likelihood, rank, strict=True):
+            score = "" if np.isnan(value) else f"{value:.6f}"
+            lines.append((table.names[row], part.name, score, place, int(place <= part.kept)))
+    lines.sort()
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(("path", "class", "log_likelihood", "rank", "kept"))
+    writer.writerows(lines)
+    write_bytes(path, buffer.getvalue().encode())
+
+
+def _draw_montages(
+    photos: ImageSource, table: FeatureTable, scored: list[ClassScores], folder: Path, jobs: int, progress: Progress
+) -> None:
+    """One picture a class: the two ends of its ranking and the two sides of the cut."""
+
+    def draw(part: ClassScores) -> None:
+        names = [table.names[row] for row in part.rows[part.order]]
+        kept, rest = names[: part.kept], names[part.kept :]
+        rows = [("most typical", kept[:MONTAGE_COLUMNS])]
+        if len(kept) > MONTAGE_COLUMNS:
+            rows.append(("last kept", kept[MONTAGE_COLUMNS:][-MONTAGE_COLUMNS:]))
+        if rest:
+            rows.append(("first left out", rest[:MONTAGE_COLUMNS]))
+        if len(rest) > MONTAGE_COLUMNS:
+            rows.append(("least typical", rest[MONTAGE_COLUMNS:][-MONTAGE_COLUMNS:]))
+        title = f"{part.name or 'all photos'}: {part.kept} of {len(names)} kept"
+        write_bytes(folder / f"{part.name or 'all'}.png", draw_montage(photos, title, rows, MONTAGE_COLUMNS))
+
+    progress.start(f"Drawing {folder.name}", len(scored), unit="classes")
+    try:
+        for _ in map_ahead(draw, scored, jobs, window=jobs):
+            progress.advance()
+    finally:
+        progress.finish()
+
+
+def _place_all(photos: ImageSource, kept: list[str], target: Path, link: Link, jobs: int, stage: Stage) -> None:
+    """Put the kept photos and their depth maps into the target; what already lies there is not touched."""
+    with_depth = set(photos.depth_names)
+    place = partial(_place, photos, target, link)
+
+    def place_pair(name: str) -> str | None:
+        try:
+            place(name)
+            if depth_name_of(name) in with_depth:
+                place(depth_name_of(name))
+        except DataError as error:
+            return str(error)
+        return None
+
+    stage.progress.start("Placing photos", len(kept))
+    try:
+        with plain_os_errors():
+            for name, problem in zip(kept, map_ahead(place_pair, kept, jobs, window=4 * jobs), strict=True):
+                if problem is not None:
+                    stage.skip(name, problem)
+                else:
+                    files = [name, depth_name_of(name)] if depth_name_of(name) in with_depth else [name]
+                    stage.done({file: file for file in files})
+    finally:
+        stage.progress.finish()
+
+
+def _place(photos: ImageSource, target: Path, link: Link, name: str) -> None:
+    """Copy or link one file by atomic rename. Raises `DataError` when the source cannot be read."""
+    place, original = target / name, photos.root / name
+    if link == "copy":
+        stamp = photos.stamp(name)
+        if not place.is_symlink() and place.is_file() and f"{place.stat().st_size}-{place.stat().st_mtime_ns}" == stamp:
+            return
+        data = photos.read(name)
+        with atomic_path(place) as temporary:
+            temporary.write_bytes(data)
+            if isinstance(photos, FolderSource):
+                status = original.stat()
+                os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))  # the mark of a finished copy
+        return
+    if place.exists() and place.is_symlink() == (link == "symlink") and place.samefile(original):
+        return
+    try:
+        with atomic_path(place) as temporary:
+            if link == "hardlink":
+                os.link(original.resolve(), temporary)
+            else:
+                os.symlink(os.path.relpath(original.resolve(), place.parent.resolve()), temporary)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise UsageError(f"{place} cannot be a {link} to {original} ({error.strerror}): use copies.") from None
+        raise
