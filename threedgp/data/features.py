@@ -135,6 +135,15 @@ def compute_features(
     return work.publish(path, names, identity, mark)
 
 
+def report_finished(table: FeatureTable, on_skip: Callable[[str, str], None], progress: Progress) -> None:
+    """Tell of a table that was there before what `compute_features` would have told."""
+    progress.start(f"{table.path.stem} features are up to date", len(table.names) + len(table.skipped))
+    for name, reason in table.skipped.items():
+        on_skip(name, reason)
+    progress.advance(len(table.names))
+    progress.finish()
+
+
 def fingerprint(source: ImageSource) -> str:
     """SHA-256 over the name, size and modification time (in a zip: checksum) of every picture."""
     digest = hashlib.sha256()

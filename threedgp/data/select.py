@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from threedgp.data.ahead import available_cores, map_ahead
-from threedgp.data.features import FeatureTable, compute_features, find_features
+from threedgp.data.features import FeatureTable, compute_features, find_features, report_finished
 from threedgp.data.images import write_bytes
 from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
 from threedgp.data.montage import draw_montage
@@ -127,25 +127,20 @@ def run_select(
         max_errors=max_errors,
         progress=progress,
     )
-    if network is not None:
-        table = compute_features(
-            photos,
-            cache,
-            network,
-            square=square,
-            batch_size=batch_size,
-            jobs=jobs,
-            on_skip=stage.skip,
-            progress=progress,
-        )
-    assert table is not None
-    if network is None:
-        progress.start("Using cached features", len(photos.names))
-        for name, reason in table.skipped.items():
-            stage.skip(name, reason)
-        progress.advance(len(table.names))
-        progress.finish()
-
+    if table is not None:
+        report_finished(table, stage.skip, progress)
+    else:
+        with plain_os_errors():
+            table = compute_features(
+                photos,
+                cache,
+                network,
+                square=square,
+                batch_size=batch_size,
+                jobs=jobs,
+                on_skip=stage.skip,
+                progress=progress,
+            )
     groups = _group(table.names, per_class, stage)
     scored = _score(table, groups, keep, ratio, reg_covar, jobs, progress)
     _tell_small_classes(scored, keep, progress)

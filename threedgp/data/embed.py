@@ -1,0 +1,85 @@
+"""`3dgp data embed`: the image features that the discriminator learns to predict, one row per training image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from threedgp.data.ahead import available_cores
+from threedgp.data.features import compute_features, find_features, report_finished
+from threedgp.data.source import open_source
+from threedgp.data.stage import Stage, StageReport, plain_os_errors
+from threedgp.errors import UsageError
+from threedgp.files import sha256_of
+from threedgp.pretrained.names import canonical_name
+from threedgp.progress import NULL_PROGRESS, Progress
+
+
+def embeddings_path(output: Path | str, model: str) -> Path:
+    """Where the embeddings of a model lie: `<output>/<model>.memmap`, e.g. `resnet50.memmap`."""
+    return Path(output) / f"{canonical_name(model).replace('/', '_')}.memmap"
+
+
+def run_embed(
+    source: Path | str,
+    output: Path | str,
+    *,
+    model: str = "resnet50",
+    weights: Path | str | None = None,
+    download: bool = False,
+    allow_unverified: bool = False,
+    device: str = "cpu",
+    batch_size: int = 32,
+    jobs: int | None = None,
+    on_error: Literal["skip", "fail"] = "skip",
+    max_errors: float | None = None,
+    progress: Progress = NULL_PROGRESS,
+) -> StageReport:
+    """Write `<model>.memmap`, `<model>_desc.json` and `<model>_manifest.json` for all images of a folder or zip.
+
+    Nothing is computed if the files are there and the images have not changed. A killed run continues.
+
+    Args:
+        source: the resized set.
+        output: folder of the embeddings; may lie inside the set.
+        model: "resnet50" (weights resnet50.ram_in1k), "tf_efficientnet_lite0" (offline), "inception" or a timm model.
+        batch_size: images at a time; rows may differ in the last digits between batch sizes.
+        jobs: threads that read and decode; None takes one a core.
+
+    Raises:
+        UsageError: unknown model.
+        WeightsError: its weights are missing; nothing has been written.
+        DataError: no image, or too many broken ones.
+    """
+    if batch_size < 1:
+        raise UsageError(f"The batch must hold at least 1 image, not {batch_size}.")
+    images, path = open_source(source), embeddings_path(output, model)
+    wanted: dict[str, Any] = {"model": canonical_name(model), "square": None}
+    if weights is not None and Path(weights).is_file():
+        wanted["weights_sha256"] = sha256_of(weights)
+    stage = Stage("embed", Path(source), Path(output), {}, on_error, max_errors, progress)
+    stage.manifest = f"{path.stem}_manifest.json"
+    table = find_features(images, path, wanted)
+    if table is not None:
+        report_finished(table, stage.skip, progress)
+    else:
+        from threedgp.pretrained.embedder import build_extractor
+
+        options = {"download": download, "allow_unverified": allow_unverified, "progress": progress}
+        extractor = build_extractor(model, weights, device=device, **options)
+        with plain_os_errors():
+            table = compute_features(
+                images,
+                path,
+                extractor,
+                batch_size=batch_size,
+                jobs=jobs or available_cores(),
+                on_skip=stage.skip,
+                label=f"Embedding with {extractor.name}",
+                progress=progress,
+            )
+    stage.arguments = table.identity
+    stage.extra = {"embeddings": path.name, "dim": table.dim}
+    stage.images = len(table.names)
+    stage.files = dict.fromkeys(table.names, path.name)
+    return stage.finish(prune_stale=False)
