@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -81,17 +82,43 @@ def open_image(data: bytes, background: tuple[int, int, int] = WHITE, reduce: in
         raise DataError(_reason(error)) from None
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the upright picture, from its header alone. Raises `DataError` with the reason."""
+class Header(NamedTuple):
+    """What a picture says of itself: upright height and width, and Pillow's name of its pixel format."""
+
+    height: int
+    width: int
+    mode: str
+
+
+def read_header(data: bytes) -> Header:
+    """Size and pixel format from the beginning of a file (PNG and JPEG need not be whole).
+
+    Raises:
+        DataError: with the reason only.
+    """
     if not data:
         raise DataError("the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
             _check_pixels(image)
-            turned = _orientation(image) >= 5
-            return (image.width, image.height) if turned else (image.height, image.width)
+            sides = (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
+            return Header(*sides, image.mode)
     except DataError:
         raise
+    except Exception as error:
+        raise DataError(_reason(error)) from None
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of the upright picture, from its header alone. Raises `DataError` with the reason."""
+    return read_header(data)[:2]
+
+
+def verify_checksums(data: bytes) -> None:
+    """Compare the checksums inside a PNG, which decoding does not do. Raises `DataError` when one is wrong."""
+    try:
+        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
+            image.verify()
     except Exception as error:
         raise DataError(_reason(error)) from None
 

@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 DEPTH_ENDING = "_depth.png"
 MAX_FILE_BYTES = 1 << 30
+START_BYTES = 1 << 16
 
 
 def is_depth_name(name: str) -> bool:
@@ -86,6 +87,10 @@ class FolderSource:
         """The whole file. Raises `DataError` with the reason when it cannot be read."""
         return read_file(self.root / name)
 
+    def read_start(self, name: str) -> bytes:
+        """The first 64 KiB: enough for most headers. Raises `DataError` with the reason."""
+        return read_file(self.root / name, START_BYTES)
+
     def without_names(self) -> FolderSource:
         """A copy that can only `read`: what is sent to worker processes with every batch of work."""
         copy = FolderSource.__new__(FolderSource)
@@ -145,11 +150,21 @@ class ZipSource:
 
     def read(self, name: str) -> bytes:
         """The whole entry. Raises `DataError` with the reason when it cannot be read."""
+        return self._read(name)
+
+    def read_start(self, name: str) -> bytes:
+        """The first 64 KiB of an entry. Raises `DataError` with the reason."""
+        return self._read(name, START_BYTES)
+
+    def _read(self, name: str, count: int = -1) -> bytes:
         try:
             info = self._archive().getinfo(self._prefix + name)
-            if info.file_size > MAX_FILE_BYTES:
+            if count < 0 and info.file_size > MAX_FILE_BYTES:
                 raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-            return self._archive().read(info)
+            with self._archive().open(info) as entry:
+                return entry.read(count)
+        except DataError:
+            raise
         except KeyError:
             raise DataError("is not in the archive") from None
         except (OSError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:
@@ -187,13 +202,13 @@ def open_source(path: Path | str, *, allow_empty: bool = False) -> ImageSource:
     return source
 
 
-def read_file(path: Path) -> bytes:
-    """The whole file. Raises `DataError` with the reason when it cannot be read or is absurdly large."""
+def read_file(path: Path, count: int = -1) -> bytes:
+    """The whole file, or its first `count` bytes. Raises `DataError` with the reason when that is impossible."""
     try:
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            if count < 0 and os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
                 raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-            return file.read()
+            return file.read(count)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})") from None
 

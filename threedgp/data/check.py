@@ -1,0 +1,256 @@
+"""Check: everything that could stop training half-way, found beforehand and reported at once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from threedgp.data.images import decode_depth, decode_image, read_header, verify_checksums
+from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, parse_labels
+from threedgp.data.source import FolderSource, ImageSource, class_of, depth_name_of, open_source, stem_of
+from threedgp.data.stage import Backend, parallel
+from threedgp.errors import DataError
+from threedgp.files import read_json
+from threedgp.progress import NULL_PROGRESS, Progress
+
+ROWS_AT_ONCE = 4096  # embedding rows looked at for NaN in one piece
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: which file (relative to the set), and what."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class CheckReport:
+    """What is in a set, and what is wrong with it.
+
+    Attributes:
+        images, depth_maps: how many there are.
+        sizes: {"256x256": count} (width x height), modes and depth_modes: {"RGB": count}, as far as readable.
+        classes: {name: images}, by dataset.json where there is one, else by folder.
+        labels: number of labelled images, or None when the set has no labels.
+        embeddings: {name: [rows, dim]}.
+        decoded: whether every pixel was decoded, or only the headers read.
+    """
+
+    path: Path
+    images: int = 0
+    depth_maps: int = 0
+    sizes: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    depth_modes: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, int] = field(default_factory=dict)
+    labels: int | None = None
+    embeddings: dict[str, list[int]] = field(default_factory=dict)
+    decoded: bool = False
+    problems: list[Problem] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {**self.__dict__, "path": str(self.path), "problems": [p._asdict() for p in self.problems]}
+
+
+class Seen(NamedTuple):
+    """What one image and its depth map look like from the outside or inside."""
+
+    name: str
+    size: str
+    mode: str
+    depth_mode: str
+    problems: list[Problem]
+
+
+def check(
+    path: Path | str,
+    *,
+    decode: bool = False,
+    jobs: int | None = None,
+    backend: Backend = "loky",
+    progress: Progress = NULL_PROGRESS,
+) -> CheckReport:
+    """Check a folder or zip of images: pairs, sizes, modes, labels, class counts and embeddings.
+
+    A set that `resize` wrote must hold 8-bit RGB squares of its resolution, each with depth if any has it. Of other
+    folders only what later stages need is asked: readable, unambiguous, depth as large as its image.
+
+    Args:
+        decode: decode every pixel and compare checksums, instead of reading headers.
+
+    Raises:
+        DataError: there is no image at all.
+    """
+    source = open_source(path)
+    report = CheckReport(Path(path), len(source.names), len(source.depth_names), decoded=decode)
+    report.problems += [Problem(name, reason) for name, reason in source.problems.items()]
+    _check_names(source, report)
+    resolution = _check_labels(source, report)
+    maps = set(source.depth_names)
+    pairs = ((name, depth_name_of(name) if depth_name_of(name) in maps else None) for name in source.names)
+    look = partial(_look, source.without_names(), decode, resolution)
+    progress.start("Decoding" if decode else "Reading headers", len(source.names))
+    try:
+        for seen in parallel(look, pairs, jobs=jobs, backend=backend):
+            for counter, value in (
+                (report.sizes, seen.size),
+                (report.modes, seen.mode),
+                (report.depth_modes, seen.depth_mode),
+            ):
+                counter.update([value] if value else [])
+            report.problems += seen.problems
+            progress.advance()
+    finally:
+        progress.finish()
+    _check_embeddings(source, report, decode)
+    report.problems.sort()
+    return report
+
+
+def _check_names(source: ImageSource, report: CheckReport) -> None:
+    """Pairs and names, without opening a file."""
+    stems: dict[str, str] = {}
+    maps = set(source.depth_names)
+    for name in source.names:
+        other = stems.setdefault(stem_of(name), name)
+        if other != name:
+            report.problems.append(Problem(name, f"differs from {other} only in its extension"))
+        if maps and depth_name_of(name) not in maps:
+            report.problems.append(Problem(name, "has no depth map, though others of this set have one"))
+        if stem_of(name).endswith("_depth"):
+            report.problems.append(Problem(name, "its name ends in _depth, which marks depth maps"))
+    wanted = {depth_name_of(name) for name in source.names}
+    report.problems += [
+        Problem(name, "is a depth map without an image") for name in source.depth_names if name not in wanted
+    ]
+
+
+def _check_labels(source: ImageSource, report: CheckReport) -> int | None:
+    """Count the classes; returns the resolution that dataset.json promises."""
+    report.classes = dict(sorted(Counter(class_of(name) or "." for name in source.names).items()))
+    if DATASET_JSON not in source:
+        return None
+    try:
+        content = json.loads(source.read(DATASET_JSON))
+        labels = parse_labels(content, "it")
+    except (DataError, ValueError) as error:
+        report.problems.append(Problem(DATASET_JSON, str(error)))
+        return None
+    known = labels.values if labels.values is not None else labels.angles
+    stems = {stem_of(name): name for name in source.names}
+    for what, table in (("label", labels.values), ("camera_angles", labels.angles or None)):
+        missing = [] if table is None else [name for stem, name in stems.items() if stem not in table]
+        report.problems += [Problem(name, f"has no {what} in {DATASET_JSON}") for name in missing]
+    gone = [stem for stem in known or {} if stem not in stems]
+    if gone:
+        report.problems.append(Problem(DATASET_JSON, f"names {len(gone)} images that are not there (first: {gone[0]})"))
+    if labels.values is not None:
+        report.labels = sum(stem in labels.values for stem in stems)
+        _count_classes(source, report, labels, stems)
+    resolution = content.get("resolution")
+    return resolution if isinstance(resolution, int) else None
+
+
+def _count_classes(source: ImageSource, report: CheckReport, labels: Labels, stems: dict[str, str]) -> None:
+    counts = Counter(labels.values[stem] for stem in stems if isinstance((labels.values or {}).get(stem), int))
+    if counts or labels.classes:
+        names = labels.classes or [str(number) for number in range(max(counts) + 1)]
+        report.classes = {name: counts.get(number, 0) for number, name in enumerate(names)}
+    if CLASSES_JSON in source:
+        try:
+            listed = json.loads(source.read(CLASSES_JSON))
+        except (DataError, ValueError) as error:
+            report.problems.append(Problem(CLASSES_JSON, f"is not valid JSON ({error})"))
+            return
+        if listed != labels.classes:
+            report.problems.append(Problem(CLASSES_JSON, f"names other classes than {DATASET_JSON}"))
+
+
+def _look(source: ImageSource, decode: bool, resolution: int | None, pair: tuple[str, str | None]) -> Seen:
+    """Look at one image and its depth map. Runs in a worker."""
+    name, depth = pair
+    problems: list[Problem] = []
+    size = mode = depth_mode = ""
+    shape = depth_shape = None
+    try:
+        shape, mode = _look_at(source, name, decode, is_depth=False)
+        size = f"{shape[1]}x{shape[0]}"
+        if resolution is not None and shape != (resolution, resolution):
+            problems.append(Problem(name, f"is {size} instead of {resolution}x{resolution}"))
+        if resolution is not None and mode != "RGB":
+            problems.append(Problem(name, f"has pixels of mode {mode} instead of RGB"))
+    except DataError as error:
+        problems.append(Problem(name, str(error)))
+    if depth is not None:
+        try:
+            depth_shape, depth_mode = _look_at(source, depth, decode, is_depth=True)
+            if shape is not None and depth_shape != shape:
+                problems.append(Problem(depth, f"is {depth_shape[1]}x{depth_shape[0]}, its image {size}"))
+        except DataError as error:
+            problems.append(Problem(depth, str(error)))
+    return Seen(name, size, mode, depth_mode, problems)
+
+
+def _look_at(source: ImageSource, name: str, decode: bool, is_depth: bool) -> tuple[tuple[int, int], str]:
+    """(height, width) and mode of a picture or depth map; with `decode` all of it is read."""
+    if decode:
+        data = source.read(name)
+        header = read_header(data)
+        pixels = decode_depth(data) if is_depth else decode_image(data)
+        verify_checksums(data)
+        return pixels.shape[:2], header.mode
+    try:
+        header = read_header(source.read_start(name))
+    except DataError:  # a format that keeps its header elsewhere, or a broken file
+        header = read_header(source.read(name))
+    if is_depth and header.mode != "L" and not header.mode.startswith("I"):
+        raise DataError(f"a depth map needs one channel of 8 or 16 bits, this file has mode {header.mode}")
+    return (header.height, header.width), header.mode
+
+
+def _check_embeddings(source: ImageSource, report: CheckReport, decode: bool) -> None:
+    root = source.root
+    folder = root / "embeddings" if isinstance(source, FolderSource) else root.with_name(f"{root.stem}-embeddings")
+    for path in sorted(folder.glob("[!.]*.memmap")):
+        name = f"embeddings/{path.name}"
+        try:
+            rows = _embedding_rows(path, decode)
+        except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            text = str(error) if isinstance(error, DataError) else f"its description is damaged ({error!r})"
+            report.problems.append(Problem(name, f"{text} Run 3dgp data embed again."))
+            continue
+        report.embeddings[path.stem] = rows["shape"]
+        known = set(rows["names"])
+        missing = [image for image in source.names if image not in known]
+        if missing:
+            report.problems.append(Problem(name, f"has no row for {len(missing)} images (first: {missing[0]})"))
+        gone = known.difference(source.names)
+        if gone:
+            report.problems.append(Problem(name, f"has rows for {len(gone)} images that are not there"))
+        if rows["bad"]:
+            report.problems.append(Problem(name, f"holds NaN or Inf for {len(rows['bad'])} images"))
+
+
+def _embedding_rows(path: Path, decode: bool) -> dict[str, Any]:
+    """Shape, names and (with `decode`) non-finite rows of one embeddings file. Raises when the two files disagree."""
+    description = read_json(path.with_name(f"{path.stem}_desc.json"))
+    count, dim = (int(side) for side in description["shape"])
+    row_of = description["filepath_to_idx"]
+    if path.stat().st_size != 4 * count * dim:
+        raise DataError(f"does not hold the {count}x{dim} numbers its description says.")
+    if sorted(row_of.values()) != list(range(count)):
+        raise DataError("does not have exactly one row for each image of its description.")
+    bad: set[int] = set()
+    if decode and count:
+        table = np.memmap(path, "<f4", "r", shape=(count, dim))
+        for begin in range(0, count, ROWS_AT_ONCE):
+            finite = np.isfinite(table[begin : begin + ROWS_AT_ONCE]).all(axis=1)
+            bad.update((begin + np.flatnonzero(~finite)).tolist())
+    return {"shape": [count, dim], "names": list(row_of), "bad": [name for name, row in row_of.items() if row in bad]}
