@@ -331,8 +331,9 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
     total = adversarial.mean()
     if distill:
         distance = losses.distillation_distance(loss.distillation.distance, features, real.embeddings)
-        weighted = distance if patches is None else losses.patch_weights(patches.scales) * distance
-        distillation = setup.values.distillation_weight * weighted
+        if patches is not None:
+            distance = losses.patch_weights(patches.scales) * distance
+        distillation = setup.values.distillation_weight * distance
         result.stats["Loss/kd/D_dist"] = distance.detach()
         result.stats["Loss/kd/D_loss"] = distillation.detach()
         total = total + distillation.mean()
