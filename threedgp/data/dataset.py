@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from threedgp.config.schema import Profile
 from threedgp.data.images import decode_depth, decode_image, image_size
 from threedgp.data.source import ImageSource, depth_name_of, open_source
 from threedgp.errors import DataError
@@ -275,6 +276,45 @@ class TrainingSet(torch.utils.data.Dataset):
                 f"(--set data.num_classes={said})."
             )
         return found
+
+
+def open_training_set(profile: Profile, path: Path | str) -> TrainingSet:
+    """The training set as a resolved profile wants it: depth, labels, embeddings and mirroring only where used.
+
+    Raises:
+        DataError: something the profile needs is missing; says all of it and which command makes it.
+    """
+    data, training, camera = profile.data, profile.training, profile.camera
+    embeddings = None
+    if profile.loss.distillation.weight > 0:
+        embeddings = embeddings_file(path, data.embedder)
+        if not embeddings.is_file():
+            raise DataError(
+                f"The profile distils '{data.embedder}' embeddings but there is no {embeddings}. "
+                f"Make them with `3dgp data embed --model {data.embedder}`, or set loss.distillation.weight=0.0."
+            )
+    yaw, custom = camera.origin.yaw, camera.origin.dist == "custom"
+    mean_yaw = yaw.mean if camera.origin.dist in ("normal", "hybrid") else ((yaw.min or 0.0) + (yaw.max or 0.0)) / 2
+    return TrainingSet(
+        path,
+        resolution=data.resolution,
+        num_classes=data.num_classes,
+        use_depth=training.use_depth,
+        embeddings=embeddings,
+        embedding_dim=data.embedding_dim,
+        use_angles=custom,
+        mirror=data.mirror,
+        mean_yaw=None if custom else mean_yaw,
+        max_images=data.max_images,
+        seed=training.seed,
+    )
+
+
+def embeddings_file(path: Path | str, name: str) -> Path:
+    """Where the embeddings of a set lie: in its folder, or in `<stem>-embeddings` beside a zip."""
+    path = Path(path)
+    folder = path / "embeddings" if path.is_dir() else path.with_name(f"{path.stem}-embeddings")
+    return folder / f"{name}.memmap"
 
 
 def subset(names: list[str], max_images: int | None, seed: int) -> list[str]:

@@ -1,0 +1,42 @@
+"""From the gradients of one phase to one optimiser step, the same on every process."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from threedgp.training.distributed import World
+
+HUGE_GRADIENT = 1e5  # what an infinite element becomes
+
+
+class GradientReport(NamedTuple):
+    """Norm of the averaged gradient after cleaning, and number of its elements that were not finite (0-d tensors)."""
+
+    norm: torch.Tensor
+    nonfinite: torch.Tensor
+
+
+@torch.no_grad()
+def average_gradients(module: nn.Module, world: World, clip: float | None = None) -> GradientReport:
+    """Average a network's gradients over all processes as one flat vector, and clean it.
+
+    NaN becomes 0 and infinities ±1e5; finite values are only changed by `clip`, the largest global norm. Parameters
+    without a gradient are left out; which ones those are is the same on every process.
+    """
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if not gradients:
+        zero = torch.zeros((), device=world.device)
+        return GradientReport(zero, zero)
+    flat = torch.cat([gradient.flatten() for gradient in gradients])  # [elements]
+    world.mean(flat)
+    nonfinite = (~torch.isfinite(flat)).sum()
+    torch.nan_to_num(flat, nan=0.0, posinf=HUGE_GRADIENT, neginf=-HUGE_GRADIENT, out=flat)
+    norm = torch.linalg.vector_norm(flat)
+    if clip is not None:
+        flat.mul_((clip / (norm + 1e-6)).clamp(max=1.0))
+    pieces = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
+    return GradientReport(norm, nonfinite)
