@@ -63,6 +63,10 @@ def test_composed_names():
     assert metric_name("fid", 2048, offline=True) == "fd_efflite0_2k_full"
     assert metric_name("pr", 300) == "pr300_3_full"
     assert metric_name("is", 5000) == "is5k"
+    assert metric_name("fid", 5000, num_real=1000) == "fid5k_1k"
+    assert metric_name("kid", 500, num_real=500) == "kid500"
+    with pytest.raises(UsageError, match="not 400"):
+        metric_name("kid", 500, num_real=400)
     assert metric_name("nfs", 256, offline=True) == "nfs256"
     with pytest.raises(UsageError, match="at least 1"):
         metric_name("fid", 0)
@@ -76,6 +80,13 @@ def test_offline_distances_are_never_called_fid():
     assert spec.label == "Frechet distance (efficientnet_lite0)"
     assert spec.extractor == "tf_efficientnet_lite0"
     assert parse_metric(spec.name) == spec
+
+
+def test_extractors():
+    assert parse_metric("fid50k_full").extractor == parse_metric("is50k").extractor == "inception"
+    assert parse_metric("pr50k3_full").extractor == "vgg16-torchvision"
+    assert parse_metric("pr_efflite0_50k3_full").extractor == "tf_efficientnet_lite0"
+    assert parse_metric("nfs256").extractor is None
 
 
 def test_directions():

@@ -20,6 +20,7 @@ Family = Literal["fid", "kid", "pr", "is", "nfs"]
 
 INCEPTION = "inception"
 EFFLITE0 = "tf_efficientnet_lite0"
+VGG16 = "vgg16-torchvision"
 
 _OFFLINE_PREFIX = {"fid": "fd_efflite0_", "kid": "kd_efflite0_", "pr": "pr_efflite0_"}
 _FULL_LIMIT = {"fid": None, "kid": 1_000_000, "pr": 200_000}  # real images of the `_full` forms; None: all
@@ -53,7 +54,8 @@ class MetricSpec:
         full: the whole real set, never mirrored; otherwise a seeded random subset, mirrored as the profile says.
         neighbours: k of precision and recall.
         per_image: non-flatness score with the density quantile taken per image instead of per four images.
-        extractor: `inception` or `tf_efficientnet_lite0`; None for the non-flatness score, which looks at depth only.
+        extractor: `inception`, `vgg16-torchvision` (precision and recall) or `tf_efficientnet_lite0`; None for the
+            non-flatness score, which looks at depth only.
     """
 
     name: str
@@ -125,18 +127,30 @@ def parse_metric(name: str) -> MetricSpec:
     return replace(spec, name=_compose(spec, spec.extractor))
 
 
-def metric_name(family: Family, num_gen: int, *, full: bool = True, offline: bool = False, neighbours: int = 3) -> str:
+def metric_name(
+    family: Family, num_gen: int, *, num_real: int | None = None, offline: bool = False, neighbours: int = 3
+) -> str:
     """Compose a name: `metric_name("fid", 50000)` is `fid50k_full`.
 
+    Args:
+        family: which formula.
+        num_gen: generated images.
+        num_real: size of a random part of the real set (for kid and pr only as many as num_gen); None: all of it.
+        offline: with EfficientNet-Lite0 features.
+        neighbours: k of precision and recall.
+
     Raises:
-        UsageError: `num_gen` is not positive, or the Inception score is asked for offline.
+        UsageError: a number is not positive, or the metric does not know such a form.
     """
-    if num_gen < 1:
-        raise UsageError(f"A metric needs at least 1 generated image, not {num_gen}.")
-    extractor = None if family == "nfs" else INCEPTION
-    spec = MetricSpec(
-        "", family, num_gen, full=full and family in _FULL_LIMIT, neighbours=neighbours, extractor=extractor
-    )
+    if num_gen < 1 or (num_real is not None and num_real < 1):
+        raise UsageError("A metric needs at least 1 image on each side.")
+    if num_real not in (None, num_gen) and family in ("kid", "pr"):
+        raise UsageError(
+            f"'{family}' compares with the whole real set or with {num_gen} of its images, not {num_real}."
+        )
+    extractor = _default_extractor(family)
+    full = num_real is None and family in _FULL_LIMIT
+    spec = MetricSpec("", family, num_gen, num_real, full, neighbours, extractor=extractor)
     spec = parse_metric(_compose(spec, extractor))
     return (spec.offline() if offline else spec).name
 
@@ -182,6 +196,10 @@ def _compose(spec: MetricSpec, extractor: str | None) -> str:
     return f"{prefix}{count}{suffix}{'_perimage' if spec.per_image else ''}"
 
 
+def _default_extractor(family: Family) -> str | None:
+    return {"nfs": None, "pr": VGG16}.get(family, INCEPTION)
+
+
 def _build(match: re.Match[str]) -> MetricSpec | None:
     prefix, rest, num_gen = match["prefix"], match["rest"], _count(match["count"])
     offline = prefix.endswith("_efflite0_")
@@ -205,5 +223,5 @@ def _build(match: re.Match[str]) -> MetricSpec | None:
         if family != "fid" or real is None:
             return None
         num_real = _count(real[1])
-    extractor = EFFLITE0 if offline else INCEPTION
+    extractor = EFFLITE0 if offline else _default_extractor(family)
     return MetricSpec("", family, num_gen, num_real, full, neighbours, extractor=extractor)
