@@ -182,3 +182,9 @@ def test_batch_split():
 
 def test_keys_name_every_value():
     assert set(flatten(load_profile("base"))) <= set(all_keys())
+
+
+def test_setting_one_value_of_a_group_keeps_the_defaults_of_its_others():
+    profile = load_profile("base", ["camera.fov.max=30.0", "training.discriminator_optimizer.eps=1e-7"])
+    assert (profile.camera.fov.min, profile.camera.fov.max) == (10.0, 30.0)
+    assert profile.training.discriminator_optimizer.lr == 0.002

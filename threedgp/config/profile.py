@@ -131,12 +131,18 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def validate(tree: Mapping[str, Any], where: str = "") -> Profile:
-    """Check types and keys; every problem is named with its full path and, for unknown keys, the nearest valid one."""
+    """Check types and keys; every problem is named with its full path and, for unknown keys, the nearest valid one.
+
+    Sections are merged over the schema's defaults key by key: setting camera.fov.max keeps the default camera.fov.min.
+    """
     try:
-        return Profile.model_validate(dict(tree))
+        return Profile.model_validate(merge(_DEFAULTS, tree))
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors(include_url=False)]
         raise ConfigError(" ".join(([f"{where}:"] if where else []) + problems[:6])) from None
+
+
+_DEFAULTS = Profile(name="").model_dump(exclude={"name"})
 
 
 def _load_tree(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
