@@ -75,6 +75,10 @@ class RealBatch:
     angles: Tensor
     embeddings: Tensor
 
+    def __getitem__(self, index) -> RealBatch:
+        """Some of the items, e.g. a micro-batch by a slice."""
+        return RealBatch(self.images[index], self.labels[index], self.angles[index], self.embeddings[index])
+
 
 @dataclass
 class PhaseResult:
