@@ -23,8 +23,8 @@ WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
         "--workspace",
-        help="Folder with data/, runs/ and renders/ in it. [default: $THREEDGP_WORKSPACE or the current directory]",
-        show_default=False,
+        help="Folder with data/, runs/ and renders/ in it.",
+        show_default="$THREEDGP_WORKSPACE or the current directory",
     ),
 ]
 DatasetOption = Annotated[
@@ -36,7 +36,9 @@ JsonOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting: key.path=value. Can be repeated.")
 ]
-JobsOption = Annotated[int | None, typer.Option("-j", "--jobs", help="Worker processes. [default: one a core]", min=1)]
+JobsOption = Annotated[
+    int | None, typer.Option("-j", "--jobs", help="Worker processes.", min=1, show_default="one a core")
+]
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from threedgp_cli import profiles
-from threedgp_cli.console import HELP_PANEL, run_app
+from threedgp_cli import data, profiles, train
+from threedgp_cli.console import DATA_PANEL, HELP_PANEL, run_app
 
 app = typer.Typer(
     name="3dgp",
@@ -19,6 +19,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Add --debug to any command for full tracebacks.",
 )
+app.add_typer(data.app, name="data", rich_help_panel=DATA_PANEL)
+train.register(app)
 app.add_typer(profiles.app, name="profiles", rich_help_panel=HELP_PANEL)
 
 

@@ -1,0 +1,420 @@
+"""`3dgp data`: from a folder of photos to a training set, one command a stage."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from threedgp_cli.console import (
+    DatasetOption,
+    JobsOption,
+    JsonOption,
+    WorkspaceOption,
+    print_json,
+    progress,
+    say,
+    show,
+    table,
+)
+
+if TYPE_CHECKING:
+    from threedgp.config.workspace import DatasetFolder
+    from threedgp.data.check import CheckReport
+    from threedgp.data.stage import StageReport
+
+app = typer.Typer(
+    help="Turn a folder of photos into a training set: select, depth, merge, resize, embed, check.",
+    no_args_is_help=True,
+)
+SHOWN_PROBLEMS = 40
+
+
+class OnError(str, Enum):
+    skip = "skip"
+    fail = "fail"
+
+
+class Backend(str, Enum):
+    loky = "loky"
+    dask = "dask"
+    ray = "ray"
+
+
+class Format(str, Enum):
+    png = "png"
+    jpg = "jpg"
+
+
+class Link(str, Enum):
+    copy = "copy"
+    hardlink = "hardlink"
+    symlink = "symlink"
+
+
+def _parse_errors(text: str) -> float:
+    """`5%`, `0.05` or a number of files."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf") or (value > 1 and (text.endswith("%") or value != int(value))):
+        raise typer.BadParameter(f"'{text}' is neither a share (5%, 0.05) nor a number of files (20).")
+    return 0.9999999 if text.endswith("%") and value == 1 else value
+
+
+InputOption = Annotated[Path | None, typer.Option("-i", "--input", help="Folder or zip to read.")]
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")]
+OnErrorOption = Annotated[OnError, typer.Option("--on-error", help="What to do with a broken file.")]
+MaxErrorsOption = Annotated[
+    Any,
+    typer.Option(
+        "--max-errors",
+        parser=_parse_errors,
+        metavar="SHARE|COUNT",
+        help="Exit with an error, after all is done, if more files were broken.",
+        show_default="1%, but at least 10 files",
+    ),
+]
+BackendOption = Annotated[Backend, typer.Option("--backend", help="Where workers run: here, or on a cluster.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo a folder that was made with other settings.")]
+SizeOption = Annotated[
+    int | None, typer.Option("-s", "--size", help="Side of the set in pixels.", show_default="the newest set")
+]
+WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File with the network's weights.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing weights (checksum is verified).")]
+UnverifiedOption = Annotated[
+    bool, typer.Option("--allow-unverified", help="Accept weights whose checksum is not the published one.")
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda.", show_default="cuda if there is one")]
+
+
+@app.command()
+def select(
+    keep_ratio: Annotated[
+        str | None, typer.Option("--keep-ratio", help="Share to keep, as 1/3 or 0.3.", show_default="1/3")
+    ] = None,
+    keep: Annotated[int | None, typer.Option("--keep", help="Number of photos to keep (of each class).")] = None,
+    per_class: Annotated[
+        bool | None,
+        typer.Option("--per-class/--global", help="One choice a class folder, or over all.", show_default="by folders"),
+    ] = None,
+    reg_covar: Annotated[float, typer.Option("--reg-covar", help="Added to each variance of the features.")] = 1e-5,
+    extractor: Annotated[
+        str, typer.Option("--extractor", help="inception, tf_efficientnet_lite0 (offline), or a timm model.")
+    ] = "inception",
+    link: Annotated[Link, typer.Option("--link", help="How kept photos get into the output.")] = Link.copy,
+    montage: Annotated[bool, typer.Option("--montage/--no-montage", help="Draw the most and least typical.")] = True,
+    square: Annotated[int, typer.Option("--square", help="Side at which the network sees the photos.")] = 256,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Photos shown to the network at once.")] = 64,
+    weights: WeightsOption = None,
+    download: DownloadOption = False,
+    allow_unverified: UnverifiedOption = False,
+    device: DeviceOption = None,
+    input: InputOption = None,
+    output: OutputOption = None,
+    jobs: JobsOption = None,
+    on_error: OnErrorOption = OnError.skip,
+    max_errors: MaxErrorsOption = None,
+    dataset: DatasetOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Keep the most typical photos of each class and leave outliers behind (images -> selected)."""
+    from threedgp.data.select import run_select
+
+    folder = _Folders(workspace, dataset)
+    report = run_select(
+        input or folder.dataset.images,
+        output or folder.dataset.selected,
+        keep=keep,
+        keep_ratio=keep_ratio,
+        per_class=per_class,
+        reg_covar=reg_covar,
+        extractor=extractor,
+        weights=weights,
+        download=download,
+        allow_unverified=allow_unverified,
+        device=_device(device),
+        square=square,
+        batch_size=batch,
+        link=link.value,
+        montage=montage,
+        jobs=jobs,
+        on_error=on_error.value,
+        max_errors=max_errors,
+        progress=progress(),
+    )
+    _show_report(report, "kept", json_output)
+
+
+@app.command()
+def merge(
+    depth: Annotated[Path | None, typer.Option("--depth", help="Folder of depth maps.", show_default="depth")] = None,
+    input: InputOption = None,
+    output: OutputOption = None,
+    jobs: JobsOption = None,
+    backend: BackendOption = Backend.loky,
+    on_error: OnErrorOption = OnError.skip,
+    max_errors: MaxErrorsOption = None,
+    overwrite: OverwriteOption = False,
+    dataset: DatasetOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Put every photo beside its depth map (selected or images, and depth -> merged)."""
+    from threedgp.data.merge import merge as run_merge
+
+    folder = _Folders(workspace, dataset)
+    report = run_merge(
+        input or folder.dataset.photos(),
+        depth or folder.dataset.depth,
+        output or folder.dataset.merged,
+        on_error=on_error.value,
+        max_errors=max_errors,
+        overwrite=overwrite,
+        jobs=jobs,
+        backend=backend.value,
+        progress=progress(),
+    )
+    _show_report(report, "merged", json_output)
+
+
+@app.command()
+def resize(
+    size: Annotated[int, typer.Option("-s", "--size", help="Side of the square images in pixels.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="images, selected or merged. --from images makes full-SIZE, the whole set FID is measured against.",
+            show_default="the newest stage there is",
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", help="Of the images; depth maps are 16-bit PNG.")] = Format.png,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Decode large JPEGs at reduced size: 2x as fast, above 50 dB from exact."),
+    ] = False,
+    labels: Annotated[
+        str, typer.Option("--labels", help="auto (dataset.json, else class folders), none, or a JSON file.")
+    ] = "auto",
+    classes: Annotated[
+        Path | None, typer.Option("--classes", help="File with all class names, to keep a full set's numbering.")
+    ] = None,
+    drop_grey: Annotated[bool, typer.Option("--drop-grey", help="Leave out pictures without colour.")] = False,
+    min_size: Annotated[int, typer.Option("--min-size", min=0, help="Leave out smaller photos. 0 enlarges them.")] = 0,
+    rename: Annotated[bool, typer.Option("--rename", help="Number the images instead of keeping their names.")] = False,
+    pack: Annotated[bool, typer.Option("--zip", help="Also pack the set into a zip beside it.")] = False,
+    input: InputOption = None,
+    output: OutputOption = None,
+    jobs: JobsOption = None,
+    backend: BackendOption = Backend.loky,
+    on_error: OnErrorOption = OnError.skip,
+    max_errors: MaxErrorsOption = None,
+    overwrite: OverwriteOption = False,
+    dataset: DatasetOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Crop and resize photos and depth to squares, with labels (merged, selected or images -> SIZE)."""
+    from threedgp.data.labels import read_classes
+    from threedgp.data.resize import ResizeSettings
+    from threedgp.data.resize import resize as run_resize
+    from threedgp.errors import UsageError
+
+    folder = _Folders(workspace, dataset)
+    if input is None:
+        if source not in (None, "images", "selected", "merged"):
+            raise UsageError(f"--from must be images, selected or merged, not '{source}'. For a path use -i.")
+        input = getattr(folder.dataset, source) if source else folder.dataset.prepared()
+    elif source is not None:
+        raise UsageError("Give either --from or -i, not both.")
+    if output is None:
+        output = folder.dataset.full(size) if source == "images" else folder.dataset.resized(size)
+    settings = ResizeSettings(size, format.value, drop_grey, min_size, rename, fast, labels)
+    report = run_resize(
+        input,
+        output,
+        settings,
+        classes=read_classes(classes) if classes else None,
+        pack=pack,
+        on_error=on_error.value,
+        max_errors=max_errors,
+        overwrite=overwrite,
+        jobs=jobs,
+        backend=backend.value,
+        progress=progress(),
+    )
+    _show_report(report, "resized", json_output)
+
+
+@app.command()
+def embed(
+    model: Annotated[
+        str, typer.Option("--model", help="resnet50, tf_efficientnet_lite0 (offline), or a timm model.")
+    ] = "resnet50",
+    size: SizeOption = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images shown to the network at once.")] = 32,
+    weights: WeightsOption = None,
+    download: DownloadOption = False,
+    allow_unverified: UnverifiedOption = False,
+    device: DeviceOption = None,
+    input: InputOption = None,
+    output: OutputOption = None,
+    jobs: JobsOption = None,
+    on_error: OnErrorOption = OnError.skip,
+    max_errors: MaxErrorsOption = None,
+    dataset: DatasetOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Compute the features of every image that training distils (SIZE -> SIZE/embeddings)."""
+    from threedgp.data.embed import run_embed
+
+    source = input or _newest_set(_Folders(workspace, dataset).dataset, size)
+    beside = source / "embeddings" if source.is_dir() else source.with_name(f"{source.stem}-embeddings")
+    report = run_embed(
+        source,
+        output or beside,
+        model=model,
+        weights=weights,
+        download=download,
+        allow_unverified=allow_unverified,
+        device=_device(device),
+        batch_size=batch,
+        jobs=jobs,
+        on_error=on_error.value,
+        max_errors=max_errors,
+        progress=progress(),
+    )
+    _show_report(report, "embedded", json_output)
+
+
+@app.command()
+def check(
+    path: Annotated[Path | None, typer.Argument(help="Folder or zip.", show_default="the newest set")] = None,
+    size: SizeOption = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every pixel, not only the headers.")] = False,
+    jobs: JobsOption = None,
+    dataset: DatasetOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Check a set: pairs, sizes, modes, labels, embeddings. Exit code 1 if anything is wrong."""
+    from threedgp.data.check import check as run_check
+
+    if path is None:
+        folder = _Folders(workspace, dataset).dataset
+        path = _newest_set(folder, size) if size or folder.sizes() else folder.prepared()
+    report = run_check(path, decode=decode, jobs=jobs, progress=progress())
+    if json_output:
+        print_json(report.as_json())
+    _show_check(report, json_output)
+    raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command()
+def demo(
+    count: Annotated[int, typer.Option("-n", "--count", help="Number of images.")] = 2048,
+    size: Annotated[int, typer.Option("-s", "--size", help="Side of the images in pixels.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, another world.")] = 0,
+    exact_depth: Annotated[
+        bool, typer.Option("--exact-depth", help="Store true distances instead of an estimate's unknown scale.")
+    ] = False,
+    jobs: JobsOption = None,
+    output: OutputOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Render a small set of solid objects with depth, so that everything can be tried offline (-> data/demo)."""
+    from threedgp.config.workspace import Workspace
+    from threedgp.data.demo_scenes import write_demo_set
+
+    root = output or Workspace.find(workspace).data / "demo"
+    made = write_demo_set(root, count, size, seed, exact_depth, jobs, progress())
+    if json_output:
+        print_json(made.__dict__)
+    say(f"{made.images} images of {len(made.per_class)} classes in {made.root}", json_output=json_output)
+    say(f"Look at them: {made.contact_sheet}", json_output=json_output)
+
+
+class _Folders:
+    """The chosen data set, looked up only when a path is not given."""
+
+    def __init__(self, workspace: Path | None, name: str | None):
+        self._workspace, self._name = workspace, name
+
+    @property
+    def dataset(self) -> DatasetFolder:
+        from threedgp.config.workspace import Workspace
+
+        return Workspace.find(self._workspace).dataset(self._name)
+
+
+def _newest_set(folder: DatasetFolder, size: int | None) -> Path:
+    """The resized set of this side, or the one that was written last."""
+    from threedgp.errors import DataError
+
+    sizes = folder.sizes()
+    if not sizes or (size is not None and size not in sizes):
+        raise DataError(f"{folder.root} has no resized set. Make it with: 3dgp data resize -s {size or 256}")
+    if size is not None:
+        return folder.resized(size)
+    return max((folder.resized(side) for side in sizes), key=lambda path: path.stat().st_mtime)
+
+
+def _device(device: str | None) -> str:
+    """The device asked for, else a GPU if there is one; PyTorch is only imported where there may be."""
+    import shutil
+
+    if device is None and shutil.which("nvidia-smi"):
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device or "cpu"
+
+
+def _show_report(report: StageReport, verb: str, json_output: bool) -> None:
+    if json_output:
+        print_json(report.as_json())
+    say(f"{report.images} images {verb} in {report.output}", json_output=json_output)
+    if report.skipped:
+        say(f"{len(report.skipped)} broken files skipped; reasons in {_manifest(report)}", json_output=json_output)
+    if report.dropped:
+        say(f"{len(report.dropped)} images left out; reasons in {_manifest(report)}", json_output=json_output)
+    if "zip" in report.extra:
+        say(f"Packed into {report.extra['zip']}", json_output=json_output)
+
+
+def _manifest(report: StageReport) -> Path:
+    name = "manifest.json"
+    if "embeddings" in report.extra:
+        name = Path(report.extra["embeddings"]).stem + "_manifest.json"
+    return report.output / name
+
+
+def _show_check(report: CheckReport, json_output: bool) -> None:
+    def counted(values: dict[str, int]) -> str:
+        listed = [f"{name} ({count})" for name, count in sorted(values.items(), key=lambda item: -item[1])]
+        return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+    rows = [
+        ("images", f"{report.images}: {counted(report.sizes)}, {counted(report.modes)}"),
+        ("depth maps", f"{report.depth_maps}: {counted(report.depth_modes)}" if report.depth_maps else "none"),
+        ("labels", f"{report.labels} images" if report.labels is not None else "none"),
+        ("classes", f"{len(report.classes)}: {counted(report.classes)}"),
+        ("embeddings", ", ".join(f"{name} {n}x{d}" for name, (n, d) in report.embeddings.items()) or "none"),
+        ("read", "every pixel" if report.decoded else "headers (--decode reads every pixel)"),
+    ]
+    show(table(str(report.path), ["what", "found"], rows), json_output=json_output)
+    if report.problems:
+        shown = report.problems[:SHOWN_PROBLEMS]
+        show(table(f"\n{len(report.problems)} problems", ["file", "problem"], shown), json_output=json_output)
+        if len(report.problems) > len(shown):
+            say(f"... and {len(report.problems) - len(shown)} more: --json lists all.", json_output=json_output)
+    else:
+        say("No problems.", json_output=json_output)
