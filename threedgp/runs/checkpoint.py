@@ -189,6 +189,12 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], s
     Raises:
         CheckpointError: a tensor is missing, unknown or has another shape.
     """
+    check_weights(module, tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Compare names and shapes with the module's, which may be on the meta device; raises like `load_weights`."""
     own = module.state_dict()
     problems = [f"{name} is missing" for name in own if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in own]
@@ -202,7 +208,6 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], s
         raise CheckpointError(
             f"{source} does not fit the network: {', '.join(problems[:3])}{more}. Use the profile it was trained with."
         )
-    module.load_state_dict(dict(tensors))
 
 
 def network_values(profile: Profile) -> dict[str, Any]:
