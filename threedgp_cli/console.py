@@ -163,6 +163,8 @@ def run_app(app: typer.Typer) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = app(args=arguments, prog_name="3dgp", standalone_mode=False)
+        if code == 130:  # how Typer reports Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except (typer.Abort, KeyboardInterrupt):
         show_error("Interrupted. Finished work is kept; run the same command again to go on.")

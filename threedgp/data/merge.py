@@ -70,7 +70,7 @@ def merge(
     if not Path(depth).is_dir():
         raise DataError(f"The depth folder {depth} does not exist. Make it with: 3dgp data depth")
     refuse_same_stems(photos.names)
-    pairs, unmatched, orphans = match(photos, Path(depth))
+    pairs, unmatched, orphans = match(photos, Path(depth).absolute())
     if not pairs:
         raise DataError(
             f"None of the {len(photos.names)} images in {source} has a depth map in {depth}. A photo a/1.jpg needs "
@@ -95,7 +95,7 @@ def merge(
     try:
         for name, reason in photos.problems.items():
             stage.skip(name, reason)
-        work = partial(_merge_one, photos.root, stage.output, stage.resume)
+        work = partial(_merge_one, photos.root.absolute(), stage.output.absolute(), stage.resume)
         for pair, reason in parallel(work, pairs, jobs=jobs, backend=backend):
             if reason:
                 stage.skip(pair.name, reason)
@@ -123,7 +123,7 @@ def match(photos: FolderSource, depth: Path) -> tuple[list[Pair], list[str], lis
             continue
         beside = next((stem + end for end in DEPTH_ENDINGS[:-1] if stem + end in photos), None)
         if beside is not None:
-            pairs.append(Pair(name, photos.root / beside))
+            pairs.append(Pair(name, photos.root.absolute() / beside))
         else:
             unmatched.append(name)
     return pairs, unmatched, sorted(available - used)

@@ -131,7 +131,7 @@ def resize(
         for name, reason in refused.items():
             stage.skip(name, reason)
         todo = _plan(found, settings, refused)
-        work = partial(_resize_one, found.without_names(), stage.output, settings, stage.resume)
+        work = partial(_resize_one, found.without_names(), stage.output.absolute(), settings, stage.resume)
         for outcome in parallel(work, todo, jobs=jobs, backend=backend):
             _record(stage, outcome)
     finally:

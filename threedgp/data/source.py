@@ -94,7 +94,7 @@ class FolderSource:
     def without_names(self) -> FolderSource:
         """A copy that can only `read`: what is sent to worker processes with every batch of work."""
         copy = FolderSource.__new__(FolderSource)
-        copy.root, copy.problems, copy.names, copy.depth_names = self.root, {}, [], []
+        copy.root, copy.problems, copy.names, copy.depth_names = self.root.absolute(), {}, [], []
         return copy
 
 
@@ -139,7 +139,7 @@ class ZipSource:
     def without_names(self) -> ZipSource:
         """A copy that can only `read`: what is sent to worker processes with every batch of work."""
         copy = ZipSource.__new__(ZipSource)
-        copy.__setstate__({"root": self.root, "problems": {}, "names": [], "depth_names": []})
+        copy.__setstate__({"root": self.root.absolute(), "problems": {}, "names": [], "depth_names": []})
         copy._prefix, copy._known = self._prefix, set()
         return copy
 

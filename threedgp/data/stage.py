@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -259,7 +260,8 @@ def parallel(
     """Apply `function` to every item in worker processes and yield results as they come, in any order.
 
     Items and results stream: memory does not grow with their number. With one job everything happens in this
-    process. The function and items must be picklable, the module of the function light to import.
+    process. The function and items must be picklable, the module of the function light to import, and paths
+    absolute (workers outlive a call and keep the folder they started in).
 
     Args:
         jobs: number of workers; None takes one a core (of the cluster for dask and ray).
@@ -279,7 +281,13 @@ def parallel(
             count = jobs or cpu_count()
             with _killed_workers():
                 calls = (delayed(function)(item) for item in items)
-                yield from Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="3*n_jobs")(calls)
+                results = Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="3*n_jobs")(calls)
+                try:
+                    yield from results
+                finally:
+                    with warnings.catch_warnings():  # stopping early is no news worth a warning
+                        warnings.simplefilter("ignore")
+                        results.close()
             return
         with _cluster(backend):
             stream = iter(items)
