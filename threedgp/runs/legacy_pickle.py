@@ -77,7 +77,7 @@ class TensorNote:
 
 _PERSISTENT = re.compile(r"(\w+\.)*torch_utils\.persistence\._reconstruct_persistent_obj")
 _OBJECTS = re.compile(
-    r"(src\.)?(training|torch_utils|dnnlib)(\.\w+)+"  # the code bases' own classes
+    r"(src\.)?training\.\w+\.\w+"  # the code bases' own classes
     r"|torch\.nn\.modules\.\w+\.\w+"
     r"|torch\.optim(\.\w+)+"
     r"|omegaconf(\.\w+)+"
