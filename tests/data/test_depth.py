@@ -1,0 +1,184 @@
+"""The depth stage: one 16-bit map a photo, the same bytes however often it was stopped and however many share it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.data.photos import break_photos, contents, make_photos, run_and_kill
+from tests.pretrained.filled import fill
+from threedgp.data import depth_worker, shards
+from threedgp.data.depth import paint, run_depth
+from threedgp.data.images import decode_depth, decode_image
+from threedgp.data.source import open_source
+from threedgp.errors import DataError, ThreeDGPError, UsageError, WeightsError
+from threedgp.files import write_json
+from threedgp.pretrained.depth_estimators import EstimatorSpec, choose_estimator
+from threedgp.pretrained.leres import LeReS, postprocess, preprocess
+
+SYNTHETIC = EstimatorSpec("synthetic")
+
+
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory):
+    root = tmp_path_factory.mktemp("depth")
+    names = make_photos(root / "images", count=6)
+    broken = break_photos(root / "images")
+    report = run_depth(root / "images", root / "depth", SYNTHETIC, batch_size=4, jobs=2)
+    return root, names, broken, report
+
+
+def test_every_photo_gets_a_map_of_its_size(estimated):
+    root, names, broken, report = estimated
+    assert report.images == len(names) + 1
+    for name in names:
+        depth = decode_depth((root / "depth" / name.replace(".png", "_depth.png")).read_bytes())
+        assert depth.shape == decode_image((root / "images" / name).read_bytes()).shape[:2]
+        assert depth.max() == 60000
+    assert len(open_source(root / "depth", allow_empty=True).depth_names) == report.images
+    manifest = json.loads((root / "depth" / "manifest.json").read_text())
+    assert sorted(manifest["skipped"]) == broken
+    assert manifest["synthetic"] is True
+
+
+def test_maps_are_kept_until_their_photo_changes(estimated, tmp_path):
+    make_photos(tmp_path / "images", count=3, classes=("",))
+    run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=1)
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "depth").glob("*.png")}
+    Image.new("RGB", (20, 30), (3, 100, 3)).save(tmp_path / "images" / "01.png")
+    run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=1)
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "depth").glob("*.png")}
+    assert [name for name in times if times[name] != again[name]] == ["01_depth.png"]
+    assert decode_depth((tmp_path / "depth" / "01_depth.png").read_bytes()).shape == (30, 20)
+
+
+def test_killed_and_run_again_gives_the_same_bytes(estimated):
+    root = estimated[0]
+    code = f"""
+from threedgp.data import depth_worker, shards
+from threedgp.data.depth import run_depth
+from threedgp.files import write_json
+from threedgp.pretrained.depth_estimators import EstimatorSpec
+run_depth({str(root / "images")!r}, {str(root / "killed")!r}, EstimatorSpec("synthetic"), batch_size=4, jobs=1)
+"""
+    run_and_kill(code, "threedgp.data.depth:write_depth", times=6)
+    assert 0 < len(list((root / "killed").rglob("*_depth.png"))) < 13
+    run_depth(root / "images", root / "killed", SYNTHETIC, batch_size=4, jobs=2)
+    assert contents(root / "killed") == contents(root / "depth")
+
+
+def test_several_processes_give_the_same_bytes(estimated):
+    root = estimated[0]
+    report = run_depth(root / "images", root / "sharded", SYNTHETIC, batch_size=4, gpus=2, jobs=1)
+    assert report.images == estimated[3].images
+    assert contents(root / "sharded") == contents(root / "depth")
+
+
+def test_an_error_in_a_shard_is_told_in_its_own_words(tmp_path, monkeypatch):
+    job = {"source": str(tmp_path / "nowhere"), "target": "t", "spec": {"name": "synthetic"}, "device": "cpu"}
+    write_json(tmp_path / "job.json", job)
+    monkeypatch.setattr("sys.argv", ["worker", str(tmp_path)])
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shards.shard_main(depth_worker.work)
+    with pytest.raises(ThreeDGPError, match="nowhere does not exist"):
+        list(shards._follow(subprocess.Popen(["true"]), tmp_path, processes=2))
+
+
+def test_a_shard_that_is_killed_is_told(tmp_path):
+    process = subprocess.Popen(["false"])
+    with pytest.raises(ThreeDGPError, match=r"ended with code 1.*Finished work is kept"):
+        list(shards._follow(process, tmp_path, processes=1))
+
+
+@pytest.fixture(scope="module")
+def leres_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "res50.pth"
+    state = fill(LeReS("resnet50"), seed=0, gain=1).state_dict()
+    torch.save({"depth_model": {f"module.{name}": value for name, value in state.items()}}, path)
+    return path
+
+
+def test_leres_maps_are_those_of_the_network(leres_weights, tmp_path, monkeypatch):
+    names = make_photos(tmp_path / "images", count=1, classes=("",), size=(30, 45))
+    spec = choose_estimator("leres", weights=leres_weights)
+    estimator = spec.build("cpu")
+    monkeypatch.setattr(EstimatorSpec, "build", lambda self, device: estimator)  # loading takes longer than running
+    run_depth(tmp_path / "images", tmp_path / "depth", spec, batch_size=2, colormap=True)
+    network = estimator.network
+    for name in names:
+        image = decode_image((tmp_path / "images" / name).read_bytes())
+        expected = postprocess(network(preprocess(image)[None])[0, 0], 30, 45).astype(int)
+        stored = decode_depth((tmp_path / "depth" / name.replace(".png", "_depth.png")).read_bytes())
+        assert np.abs(stored - expected).max() <= 2
+        with Image.open(tmp_path / "depth-preview" / name.replace(".png", "_depth.jpg")) as preview:
+            assert preview.size == (45, 30)
+    manifest = json.loads((tmp_path / "depth" / "manifest.json").read_text())
+    assert manifest["arguments"]["weights_sha256"] == spec.weights_sha256
+    assert "synthetic" not in manifest
+
+
+def test_a_checkpoint_that_does_not_fit_writes_nothing(tmp_path):
+    make_photos(tmp_path / "images", count=1)
+    torch.save({"depth_model": {"module.x": torch.zeros(1)}}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="1 tensors, but a LeReS checkpoint has"):
+        run_depth(tmp_path / "images", tmp_path / "depth", choose_estimator("leres", weights=tmp_path / "w.pth"))
+    assert not (tmp_path / "depth").exists()
+
+
+def test_a_prediction_that_is_not_finite_is_one_broken_photo(tmp_path, monkeypatch):
+    make_photos(tmp_path / "images", count=3, classes=("",))
+    from threedgp.pretrained.depth_estimators import SyntheticEstimator
+
+    original = SyntheticEstimator.predict
+
+    def predict(self, inputs, sizes):
+        maps = original(self, inputs, sizes)
+        maps[1][0, 0] = float("inf")
+        return maps
+
+    monkeypatch.setattr(SyntheticEstimator, "predict", predict)
+    report = run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=1)
+    assert report.skipped == {"01.png": "the depth network returned values that are not finite"}
+    assert report.images == 2
+
+
+def test_two_photos_with_one_stem(tmp_path):
+    make_photos(tmp_path / "images", count=2, classes=("",))
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "00.jpg")
+    report = run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=1)
+    assert list(report.skipped) == ["00.png"]
+    assert "00.jpg" in report.skipped["00.png"]
+
+
+def test_other_settings_need_leave(tmp_path):
+    make_photos(tmp_path / "images", count=1)
+    run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=1)
+    run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=1, batch_size=3)  # not a setting of the maps
+    with pytest.raises(UsageError, match="at least 1"):
+        run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, batch_size=0)
+
+
+def test_a_full_disk_stops_the_stage_and_blames_no_photo(tmp_path, monkeypatch):
+    make_photos(tmp_path / "images", count=4, classes=("",))
+
+    def full(path, depth):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threedgp.data.depth.write_depth", full)
+        with pytest.raises(DataError, match="disk is full"):
+            run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=2)
+    assert run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=2).skipped == {}
+
+
+def test_previews_go_from_pale_near_to_dark_far():
+    colors = paint(np.array([[0, 30000, 60000]], dtype=np.uint16)).astype(int).sum(-1)[0]
+    assert colors[0] > colors[1] > colors[2]
+    assert paint(np.full((2, 2), 7, np.uint16)).shape == (2, 2, 3)

@@ -1,0 +1,247 @@
+"""`3dgp data depth`: one depth map for every photo, as `<stem>_depth.png` with 16 bits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from threedgp.data.ahead import available_cores, map_ahead
+from threedgp.data.images import decode_image, write_depth, write_image
+from threedgp.data.shards import run_shards
+from threedgp.data.source import FolderSource, ImageSource, depth_name_of, open_source
+from threedgp.data.stage import Stage, StageReport, is_newer, plain_os_errors
+from threedgp.errors import DataError, ThreeDGPError, UsageError
+from threedgp.progress import NULL_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from threedgp.pretrained.depth_estimators import DepthEstimator, EstimatorSpec
+
+WORKER_MODULE = "threedgp.data.depth_worker"
+SHARDS_FOLDER = ".shards"
+# Colours from near to far for previews: pale yellow, orange, magenta, violet, near black.
+COLORS = np.array([(252, 253, 191), (254, 159, 109), (222, 73, 104), (140, 41, 129), (59, 15, 112), (0, 0, 4)])
+
+
+class Outcome(NamedTuple):
+    """What became of a photo: its map lies there, or the reason why not."""
+
+    name: str
+    reason: str | None = None
+
+
+class _Photo(NamedTuple):
+    """A photo on its way through the network."""
+
+    name: str
+    size: tuple[int, int]
+    input: Tensor
+
+
+def run_depth(
+    source: Path | str,
+    target: Path | str,
+    spec: EstimatorSpec,
+    *,
+    device: str = "cpu",
+    gpus: int = 1,
+    batch_size: int = 8,
+    colormap: bool = False,
+    jobs: int | None = None,
+    on_error: Literal["skip", "fail"] = "skip",
+    max_errors: float | None = None,
+    overwrite: bool = False,
+    progress: Progress = NULL_PROGRESS,
+) -> StageReport:
+    """Estimate depth for every photo of a folder or zip.
+
+    Values are scaled to 0 (near) .. 60000 (farthest pixel) per photo. Maps that exist and are newer than their photo
+    are kept. Batches are cut from the whole list, so that neither a kill nor the number of processes changes a byte.
+
+    Args:
+        spec: the estimator, from `choose_estimator`.
+        device: "cpu" or "cuda".
+        gpus: processes that share the work through torchrun, one a GPU (or all on the CPU).
+        batch_size: photos at a time; another size may change single grey levels.
+        colormap: also write colour pictures of the maps into `<target>-preview`.
+        jobs: threads that read and write, for each process; None takes one a core.
+
+    Raises:
+        UsageError: impossible arguments, or a target made with other ones.
+        WeightsError: the network cannot be loaded; nothing has been written.
+        DataError: too many broken photos, or the disk is full.
+    """
+    if batch_size < 1 or gpus < 1:
+        raise UsageError("The batch and the number of processes must be at least 1.")
+    _check_devices(device, gpus)
+    photos, target = open_source(source), Path(target)
+    names, doubles = unique_stems(photos.names)
+    estimator = spec.build(device) if gpus == 1 else None
+
+    stage = Stage.begin(
+        "depth",
+        source,
+        target,
+        spec.identity(),
+        overwrite=overwrite,
+        on_error=on_error,
+        max_errors=max_errors,
+        progress=progress,
+    )
+    if spec.synthetic:
+        stage.extra["synthetic"] = True
+        progress.note("The depth is made up (synthetic): good for trying the pipeline, not for results.")
+    progress.start("Estimating depth", len(photos.names))
+    try:
+        for name, reason in doubles.items():
+            stage.skip(name, reason)
+        if estimator is not None:
+            outcomes = estimate(photos, names, target, estimator, batch_size, colormap, jobs or available_cores())
+        else:
+            job = {
+                "source": str(Path(source).resolve()),
+                "target": str(target.resolve()),
+                "spec": asdict(spec),
+                "device": device,
+                "batch_size": batch_size,
+                "colormap": colormap,
+                "jobs": jobs or max(1, available_cores() // gpus),
+            }
+            lines = run_shards(WORKER_MODULE, job, gpus, target / SHARDS_FOLDER)
+            outcomes = (Outcome(line["name"], line["reason"]) for line in lines)
+        with plain_os_errors():
+            for outcome in outcomes:
+                if outcome.reason is None:
+                    stage.done({depth_name_of(outcome.name): outcome.name})
+                else:
+                    stage.skip(outcome.name, outcome.reason)
+    finally:
+        progress.finish()
+    shutil.rmtree(target / SHARDS_FOLDER, ignore_errors=True)  # of this run, or of a killed one
+    return stage.finish()
+
+
+def estimate(
+    photos: ImageSource,
+    names: list[str],
+    target: Path,
+    estimator: DepthEstimator,
+    batch_size: int,
+    colormap: bool,
+    jobs: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Outcome]:
+    """Make the missing maps of every `world_size`-th batch, starting with `rank`; yields what became of each photo.
+
+    Reading, the network and writing overlap.
+    """
+    batches = [names[start : start + batch_size] for start in range(0, len(names), batch_size)][rank::world_size]
+    open_batches = []
+    for batch in batches:
+        if all(_is_done(photos, target, name) for name in batch):
+            yield from (Outcome(name) for name in batch)
+        else:
+            open_batches.append(batch)
+
+    def read(name: str) -> _Photo | Outcome:
+        try:
+            image = decode_image(photos.read(name))
+            return _Photo(name, image.shape[:2], estimator.prepare(image))
+        except DataError as error:
+            return Outcome(name, str(error))
+
+    def write(item: tuple[_Photo, Tensor]) -> Outcome:
+        photo, prediction = item
+        return _store(target, photo, prediction, colormap)
+
+    with ThreadPoolExecutor(max_workers=jobs) as writers:
+        photos_ahead = map_ahead(read, (name for batch in open_batches for name in batch), jobs, 2 * batch_size + jobs)
+        writing: list = []
+        for batch in open_batches:
+            read_batch = [next(photos_ahead) for _ in batch]
+            missing = {name for name in batch if not _is_done(photos, target, name)}
+            yield from (photo for photo in read_batch if isinstance(photo, Outcome))
+            good = [photo for photo in read_batch if isinstance(photo, _Photo)]
+            predicted = []
+            for group in _same_shape(good):
+                if any(photo.name in missing for photo in group):
+                    predicted += zip(group, _predict(estimator, group), strict=True)
+            yield from (Outcome(photo.name) for photo in good if photo.name not in missing)
+            yield from (future.result() for future in writing)  # of the batch before
+            writing = [writers.submit(write, item) for item in predicted if item[0].name in missing]
+        yield from (future.result() for future in writing)
+
+
+def paint(depth: np.ndarray) -> np.ndarray:
+    """A depth map [H, W] as colours [H, W, 3] uint8, pale near and dark far."""
+    low, high = int(depth.min()), int(depth.max())
+    position = (depth.astype(np.float32) - low) / max(high - low, 1) * (len(COLORS) - 1)
+    channels = [np.interp(position, np.arange(len(COLORS)), COLORS[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def _check_devices(device: str, gpus: int) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    available = torch.cuda.device_count()
+    if gpus > available:
+        raise UsageError(f"{gpus} GPUs are asked for, but this machine has {available}. Use --gpus or --device cpu.")
+
+
+def unique_stems(names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Names with a depth map of their own, and the others, whose map would overwrite one of these."""
+    owner: dict[str, str] = {}
+    doubles = {}
+    for name in names:
+        first = owner.setdefault(depth_name_of(name), name)
+        if first != name:
+            doubles[name] = f"its depth map would have the same name as that of {first}; rename one of them"
+    return [name for name in names if name not in doubles], doubles
+
+
+def _is_done(photos: ImageSource, target: Path, name: str) -> bool:
+    original = photos.root / name if isinstance(photos, FolderSource) else photos.root
+    return is_newer(target / depth_name_of(name), original)
+
+
+def _same_shape(photos: list[_Photo]) -> list[list[_Photo]]:
+    """Groups that can share a batch."""
+    groups: dict[tuple[int, ...], list[_Photo]] = {}
+    for photo in photos:
+        groups.setdefault(tuple(photo.input.shape), []).append(photo)
+    return list(groups.values())
+
+
+def _predict(estimator: DepthEstimator, group: list[_Photo]) -> list[Tensor]:
+    import torch
+
+    try:
+        return estimator.predict(torch.stack([photo.input for photo in group]), [photo.size for photo in group])
+    except torch.OutOfMemoryError:
+        raise ThreeDGPError("The GPU ran out of memory: choose a smaller --batch.") from None
+
+
+def _store(target: Path, photo: _Photo, prediction: Tensor, colormap: bool) -> Outcome:
+    """Scale and write one map; the preview first, because the map says that both are done."""
+    from threedgp.pretrained.leres import postprocess
+
+    try:
+        depth = postprocess(prediction, *photo.size)
+    except DataError as error:
+        return Outcome(photo.name, str(error))
+    path = target / depth_name_of(photo.name)
+    if colormap:
+        preview = target.with_name(target.name + "-preview") / depth_name_of(photo.name)
+        write_image(preview.with_suffix(".jpg"), paint(depth))
+    write_depth(path, depth)
+    return Outcome(photo.name)

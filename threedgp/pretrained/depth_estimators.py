@@ -1,0 +1,255 @@
+"""Monocular depth estimators behind one interface: LeReS, models of the transformers library, and a synthetic one.
+
+All give depth in which larger is farther, known up to scale and shift.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from threedgp.errors import DataError, MissingExtraError, UsageError, WeightsError
+from threedgp.pretrained.leres import BLOCKS, load_leres, preprocess
+from threedgp.pretrained.weights import find_weights
+from threedgp.progress import NULL_PROGRESS, Progress
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Output = Literal["auto", "depth", "disparity"]
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+HUB_PREFIX = "hf:"
+FAR_OVER_NEAR = 10.0  # assumed for networks that give disparity without its zero point
+SYNTHETIC_SIDE = 64
+
+
+class DepthEstimator(Protocol):
+    """Turns pictures into depth. `prepare` may run in any thread, `predict` in one."""
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """[H, W, 3] uint8 to the network's input for one picture; inputs of one shape can share a batch."""
+        ...
+
+    def predict(self, inputs: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """A batch of inputs, and each picture's (H, W), to one float32 depth map [h, w] a picture, of any size."""
+        ...
+
+
+@dataclass(frozen=True)
+class EstimatorSpec:
+    """Which estimator, completely: can be sent to another process and built there.
+
+    Attributes:
+        name: "leres", "synthetic" or "hf:<model-id>".
+        backbone: LeReS encoder; None to recognise it from the checkpoint.
+        weights: LeReS checkpoint.
+        weights_sha256: its checksum.
+        dtype: precision of the network.
+        output: what a transformers model returns.
+        download: whether a transformers model may be downloaded.
+    """
+
+    name: str
+    backbone: str | None = None
+    weights: str | None = None
+    weights_sha256: str | None = None
+    dtype: Precision = "fp32"
+    output: Output = "auto"
+    download: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the values of the maps, for the manifest."""
+        entries: dict[str, Any] = {"estimator": self.name, "dtype": self.dtype}
+        if self.name == "leres":
+            entries["weights_sha256"] = self.weights_sha256
+        elif self.name == "synthetic":
+            entries = {"estimator": "synthetic"}
+        else:
+            entries["output"] = self.output
+        return entries
+
+    @property
+    def synthetic(self) -> bool:
+        return self.name == "synthetic"
+
+    def build(self, device: str) -> DepthEstimator:
+        """Load the network onto a device ("cpu", "cuda", "cuda:1").
+
+        Raises:
+            WeightsError: the checkpoint does not fit, or the model cannot be found.
+            MissingExtraError: transformers is not installed.
+        """
+        if self.name == "synthetic":
+            return SyntheticEstimator()
+        if self.name == "leres":
+            assert self.weights is not None
+            return LeReSEstimator(self.weights, self.backbone, device, self.dtype)
+        return TransformersEstimator(self.name.removeprefix(HUB_PREFIX), device, self.dtype, self.output, self.download)
+
+
+def choose_estimator(
+    name: str = "leres",
+    *,
+    backbone: str | None = None,
+    weights: Path | str | None = None,
+    sha256: str | None = None,
+    dtype: Precision = "fp32",
+    output: Output = "auto",
+    download: bool = False,
+    progress: Progress = NULL_PROGRESS,
+) -> EstimatorSpec:
+    """Check the choice of an estimator and find its weights, without loading them.
+
+    For LeReS without a backbone and weights, ResNeXt-101 is looked for first, then ResNet-50.
+
+    Raises:
+        UsageError: no such estimator, backbone, precision or output.
+        WeightsError: no LeReS checkpoint was found, with the ways out.
+    """
+    if dtype not in PRECISIONS:
+        raise UsageError(f"There is no precision '{dtype}'. Choose fp32, fp16 or bf16.")
+    if output not in ("auto", "depth", "disparity"):
+        raise UsageError(f"A network returns depth or disparity, not '{output}'.")
+    if name.startswith(HUB_PREFIX) and name != HUB_PREFIX:
+        return EstimatorSpec(name, dtype=dtype, output=output, download=download)
+    if name == "synthetic":
+        return EstimatorSpec(name)
+    if name != "leres":
+        raise UsageError(f"There is no depth estimator '{name}'. Choose leres, hf:<model-id> or synthetic.")
+    if backbone is not None and backbone not in BLOCKS:
+        raise UsageError(f"LeReS has no backbone '{backbone}'. Choose {' or '.join(BLOCKS)}.")
+    options: dict[str, Any] = {"sha256": sha256, "download": download, "progress": progress}
+    if backbone is not None or weights is not None:
+        found = find_weights(f"leres-{backbone or 'resnext101'}", weights, **options)
+    else:
+        try:
+            found = find_weights("leres-resnext101", **options)
+        except WeightsError as missing:
+            try:
+                found = find_weights("leres-resnet50", **options)
+            except WeightsError:
+                raise WeightsError(
+                    f"{missing}\nThe smaller network works too: --backbone resnet50 (res50.pth)."
+                ) from None
+    return EstimatorSpec("leres", backbone, str(found.path), found.sha256, dtype)
+
+
+class LeReSEstimator:
+    """LeReS at 448x448 (see `leres`)."""
+
+    def __init__(self, weights: str, backbone: str | None, device: str, dtype: Precision):
+        self.network = load_leres(weights, backbone).to(device)
+        self.device, self.dtype = torch.device(device), dtype
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        return preprocess(image)
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
+        with precision(self.device, self.dtype):
+            depth = self.network(inputs.to(self.device))[:, 0]  # [batch, 448, 448]
+        return list(depth.float().cpu())
+
+
+class TransformersEstimator:
+    """A depth model of the transformers library, from its cache, a local folder, or (with leave) the hub."""
+
+    def __init__(self, model: str, device: str, dtype: Precision, output: Output, download: bool):
+        try:
+            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        except ImportError:
+            raise MissingExtraError("transformers", "depth", "A depth estimator from the hub") from None
+        local = {"local_files_only": not download}
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(model, **local)
+            self.network = AutoModelForDepthEstimation.from_pretrained(model, use_safetensors=True, **local)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            how = "" if download else " It may be missing in the local cache: allow the download with --download."
+            raise WeightsError(f"The depth model '{model}' could not be loaded ({reason}).{how}") from None
+        self.network.eval().requires_grad_(False).to(device)
+        self.device, self.dtype = torch.device(device), dtype
+        self.disparity = _gives_disparity(self.network.config, output)
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        try:  # a picture one pixel high has an ambiguous channel axis unless it is named
+            prepared = self.processor(images=[image], input_data_format="channels_last", return_tensors="pt")
+        except (ValueError, RuntimeError) as error:
+            raise DataError(f"the depth model cannot take it ({' '.join(str(error).split())[:120]})") from None
+        return prepared["pixel_values"][0]
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
+        import inspect
+
+        with precision(self.device, self.dtype):
+            outputs = self.network(pixel_values=inputs.to(self.device))
+        outputs.predicted_depth = outputs.predicted_depth.float()
+        finish = self.processor.post_process_depth_estimation  # undoes the model's padding and scaling
+        extra = {"source_sizes": sizes} if "source_sizes" in inspect.signature(finish).parameters else {}
+        maps = [entry["predicted_depth"].float().cpu() for entry in finish(outputs, target_sizes=sizes, **extra)]
+        return [depth_of_disparity(depth) for depth in maps] if self.disparity else maps
+
+
+class SyntheticEstimator:
+    """Made-up depth for trying the pipeline without weights: nearer at the bottom, in the middle, and where bright."""
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        x = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
+        return F.interpolate(x, (SYNTHETIC_SIDE, SYNTHETIC_SIDE), mode="bilinear", antialias=True)[0]
+
+    def predict(self, inputs: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
+        weights = torch.tensor([0.299, 0.587, 0.114])[None, :, None, None]
+        luminance = (inputs * weights).sum(1, keepdim=True)
+        for _ in range(2):  # two box filters: smooth enough for a surface
+            luminance = F.avg_pool2d(F.pad(luminance, (4, 4, 4, 4), mode="replicate"), 9, stride=1)
+        line = torch.linspace(-1, 1, SYNTHETIC_SIDE)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        depth = 2 - 0.5 * y + 0.5 * (x**2 + y**2) - luminance[:, 0]
+        return list(depth)
+
+
+def precision(device: torch.device, dtype: Precision) -> AbstractContextManager:
+    """Mixed precision for fp16 and bf16; for fp32 the real thing, not TF32."""
+    chosen = PRECISIONS[dtype]
+    if chosen is not None:
+        return torch.autocast(device.type, chosen)
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def depth_of_disparity(disparity: Tensor) -> Tensor:
+    """Disparity (larger is nearer, unknown scale and shift) to depth, with the farthest point 10 times the nearest.
+
+    Depth is 1 / (a disparity + b). The network does not know b; a fixed ratio of the ends keeps flat things nearly
+    flat, which turning the values round would not.
+    """
+    span = disparity.max() - disparity.min()
+    if not bool(span > 0):
+        return torch.ones_like(disparity)
+    nearness = (disparity - disparity.min()) / span  # 0 far, 1 near
+    return 1 / (nearness + (1 - nearness) / FAR_OVER_NEAR)
+
+
+def _gives_disparity(config: Any, output: Output) -> bool:
+    """Whether a transformers model returns disparity instead of depth.
+
+    Raises:
+        UsageError: the model is of a kind we do not know; the user must say.
+    """
+    if output != "auto":
+        return output == "disparity"
+    kind = config.model_type
+    if kind == "depth_anything":
+        return config.depth_estimation_type == "relative"
+    if kind in ("glpn", "zoedepth", "depth_pro", "prompt_depth_anything"):
+        return False
+    if kind == "dpt":
+        return True
+    raise UsageError(f"It is not known whether models of type '{kind}' return depth or disparity: say --hf-output.")
