@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from threedgp.config.metric_names import larger_is_better, main_value, parse_metric
 from threedgp.config.profile import load_profile_file, save_profile
@@ -43,6 +43,14 @@ CONFIG = "config.yaml"
 IMPORTED = "import.json"  # beside config.yaml: where an imported run's weights came from
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Best(NamedTuple):
+    """The best checkpoint, its value, and the name of the metric that decided."""
+
+    path: Path
+    value: float
+    metric: str
 
 
 @dataclass(frozen=True)
@@ -232,8 +240,8 @@ class Run:
         lines = read_json_lines(self.metrics_file)
         return [line for line in lines if isinstance(line, dict) and isinstance(line.get("results"), dict)]
 
-    def best(self, metric: str | None = None) -> tuple[Path, float] | None:
-        """The checkpoint with the best value of a metric, and that value; None if none was scored.
+    def best(self, metric: str | None = None) -> Best | None:
+        """The checkpoint with the best value of a metric; None if none was scored.
 
         Only checkpoints that still exist and finite values count; the last line of a checkpoint replaces earlier
         ones; of equals the earliest checkpoint wins.
@@ -252,7 +260,7 @@ class Run:
         main = self.profile.training.metrics[0]
         return self._best(main) or self._best(parse_metric(main).offline().name)
 
-    def _best(self, metric: str) -> tuple[Path, float] | None:
+    def _best(self, metric: str) -> Best | None:
         sign = -1 if larger_is_better(metric) else 1
         try:
             names = {metric, main_value(metric)}
@@ -271,7 +279,7 @@ class Run:
         if not scored:
             return None
         value, _, path = min(scored)
-        return path, sign * value
+        return Best(path, sign * value, metric)
 
     # --------------------------------------------------------------------------------------------- choosing checkpoints
 
@@ -289,7 +297,7 @@ class Run:
         if which == "best":
             best = self.best()
             if best is not None:
-                return best[0]
+                return best.path
             which = "latest"
         paths = self.checkpoints()
         if which == "latest":
