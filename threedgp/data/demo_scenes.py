@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from threedgp.colormap import depth_colormap
 from threedgp.data.demo_render import CLASSES, FAR, NEAR, Scene, render_scene
 from threedgp.data.images import write_image
 from threedgp.errors import DataError, UsageError
@@ -48,9 +49,6 @@ VERSION = 1  # raise when the same seed gives other pictures
 IMAGES_PER_TASK = 16
 RECORD = "threedgp-demo"  # key of the text in each depth file that holds the image's line of cameras.json
 PAPER = (246, 244, 238)
-DEPTH_COLOURS = np.array(
-    [[22, 18, 50], [72, 40, 112], [150, 58, 116], [222, 104, 88], [250, 176, 110], [255, 244, 206]]
-)
 
 
 @dataclass(frozen=True)
@@ -297,6 +295,4 @@ def contact_sheet(root: Path | str, columns: int = 12, tile: int = 96) -> Image.
 
 def _tint(depth: np.ndarray) -> np.ndarray:
     """Depth [S, S] as colours uint8 [S, S, 3], near bright and warm, far dark and cool."""
-    nearness = 1 - (depth - depth.min()) / max(float(np.ptp(depth)), 1.0)
-    stops = np.linspace(0, 1, len(DEPTH_COLOURS))
-    return np.stack([np.interp(nearness, stops, channel) for channel in DEPTH_COLOURS.T], -1).astype(np.uint8)
+    return depth_colormap(1 - (depth - depth.min()) / max(float(np.ptp(depth)), 1.0))

@@ -212,6 +212,7 @@ class Generator(nn.Module):
         resolution: int | tuple[int, int] | None = None,
         options: RenderOptions | None = None,
         concat_depth: bool = False,
+        adapt_depth: bool = True,
         generator: torch.Generator | None = None,
         draws: RenderDraws | None = None,
         depth_index: Tensor | None = None,
@@ -226,6 +227,7 @@ class Generator(nn.Module):
                 img_resolution without.
             options: instead of the generator's own, e.g. `replace(G.render_options, far=2.25)`.
             concat_depth: append the adapted depth to the colours, as the discriminator sees it.
+            adapt_depth: False saves the depth adaptor's work where nobody looks at its output.
             generator: source of ray samples, density noise and depth candidates.
             draws, depth_index: use these instead of random ones.
 
@@ -247,7 +249,7 @@ class Generator(nn.Module):
         rays = render_rays(field, origins, directions, options, draws=draws, generator=generator)
         img = rays.color.transpose(1, 2).unflatten(2, (height, width))  # [B, 3, h, w]
         depth = rays.depth.reshape(-1, 1, height, width)
-        if self.depth_adaptor is None:
+        if self.depth_adaptor is None or not (adapt_depth or concat_depth):
             return GeneratorOutput(img, depth, None)
         depth_adapted = self.depth_adaptor(depth, index=depth_index, generator=generator)
         if concat_depth:
