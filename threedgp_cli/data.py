@@ -32,6 +32,18 @@ app = typer.Typer(
 SHOWN_PROBLEMS = 40
 
 
+class Precision(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Prediction(str, Enum):
+    auto = "auto"
+    depth = "depth"
+    disparity = "disparity"
+
+
 class OnError(str, Enum):
     skip = "skip"
     fail = "fail"
@@ -151,8 +163,73 @@ def select(
 
 
 @app.command()
+def depth(
+    estimator: Annotated[
+        str, typer.Option("--estimator", help="leres, hf:MODEL-ID (transformers), or synthetic (made up, for trials).")
+    ] = "leres",
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="Of LeReS: resnet50 or resnext101.", show_default="whose weights are found"),
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the work.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Photos shown to the network at once.")] = 8,
+    dtype: Annotated[Precision, typer.Option("--dtype", help="Number format of the network.")] = Precision.fp32,
+    prediction: Annotated[
+        Prediction, typer.Option("--prediction", help="What an hf: network returns; auto knows common ones.")
+    ] = Prediction.auto,
+    colormap: Annotated[bool, typer.Option("--colormap", help="Also write colour previews (depth-preview).")] = False,
+    weights: WeightsOption = None,
+    sha256: Annotated[str | None, typer.Option("--sha256", help="Checksum that the weights must have.")] = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    input: InputOption = None,
+    output: OutputOption = None,
+    jobs: JobsOption = None,
+    on_error: OnErrorOption = OnError.skip,
+    max_errors: MaxErrorsOption = None,
+    overwrite: OverwriteOption = False,
+    dataset: DatasetOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Estimate one depth map for every photo (selected or images -> depth)."""
+    from threedgp.data.depth import run_depth
+    from threedgp.pretrained.depth_estimators import choose_estimator
+
+    folder, bar = _Folders(workspace, dataset), progress()
+    source = input or folder.dataset.photos()
+    spec = choose_estimator(
+        estimator,
+        backbone=backbone,
+        weights=weights,
+        sha256=sha256,
+        dtype=dtype.value,
+        output=prediction.value,
+        download=download,
+        progress=bar,
+    )
+    report = run_depth(
+        source,
+        output or folder.dataset.depth,
+        spec,
+        device=_device(device),
+        gpus=gpus,
+        batch_size=batch,
+        colormap=colormap,
+        jobs=jobs,
+        on_error=on_error.value,
+        max_errors=max_errors,
+        overwrite=overwrite,
+        progress=bar,
+    )
+    _show_report(report, "estimated", json_output)
+
+
+@app.command()
 def merge(
-    depth: Annotated[Path | None, typer.Option("--depth", help="Folder of depth maps.", show_default="depth")] = None,
+    depth_folder: Annotated[
+        Path | None, typer.Option("--depth", help="Folder of depth maps.", show_default="depth")
+    ] = None,
     input: InputOption = None,
     output: OutputOption = None,
     jobs: JobsOption = None,
@@ -170,7 +247,7 @@ def merge(
     folder = _Folders(workspace, dataset)
     report = run_merge(
         input or folder.dataset.photos(),
-        depth or folder.dataset.depth,
+        depth_folder or folder.dataset.depth,
         output or folder.dataset.merged,
         on_error=on_error.value,
         max_errors=max_errors,
