@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from threedgp_cli import data, profiles, train
-from threedgp_cli.console import DATA_PANEL, HELP_PANEL, run_app
+from threedgp_cli import bench, data, evaluate, profiles, runs, train
+from threedgp_cli.console import DATA_PANEL, HELP_PANEL, RESULT_PANEL, run_app
 
 app = typer.Typer(
     name="3dgp",
@@ -21,6 +21,9 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data", rich_help_panel=DATA_PANEL)
 train.register(app)
+runs.register(app)
+app.add_typer(evaluate.app, name="eval", rich_help_panel=RESULT_PANEL)
+app.add_typer(bench.app, name="bench", rich_help_panel=HELP_PANEL)
 app.add_typer(profiles.app, name="profiles", rich_help_panel=HELP_PANEL)
 
 
