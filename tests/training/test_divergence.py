@@ -242,3 +242,10 @@ def test_diversity_is_zero_for_one_picture():
     picture = torch.rand(1, 3, 8, 8)
     assert sample_diversity(picture.expand(16, -1, -1, -1)) == pytest.approx(0.0, abs=1e-6)
     assert sample_diversity(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1)) == 1.0
+
+
+def test_what_is_normal_is_learned_before_the_criteria_start():
+    run = Run(grace_kimg=200.0)
+    high = {**GOOD, "Loss/G/loss": 10.0}  # a small run's generator loses by far, from the start
+    assert run.tick(high, ticks=200) is None
+    assert run.tick({**GOOD, "Loss/G/loss": 41.0}, ticks=5).criterion == "generator loss"

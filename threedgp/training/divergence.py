@@ -232,11 +232,10 @@ class DivergenceMonitor:
         if reading.metric is not None and math.isfinite(reading.metric):
             best = math.inf if self._best_metric is None else self._best_metric
             self._best_metric = min(reading.metric, best)
-        if soft and quiet:
-            if reading.generator_loss is not None:
-                self._generator_losses = [*self._generator_losses, reading.generator_loss][-LOSS_HISTORY:]
-            if reading.diversity is not None:
-                self._diversities = [*self._diversities, reading.diversity][-DIVERSITY_HISTORY:]
+        if quiet and reading.generator_loss is not None:
+            self._generator_losses = [*self._generator_losses, reading.generator_loss][-LOSS_HISTORY:]
+        if quiet and soft and reading.diversity is not None:  # the first samples are noise and say nothing
+            self._diversities = [*self._diversities, reading.diversity][-DIVERSITY_HISTORY:]
         for candidate in self.candidates:
             if not candidate.healthy and candidate.nimg < reading.nimg:
                 candidate.quiet_ticks = candidate.quiet_ticks + 1 if quiet else 0
