@@ -77,10 +77,10 @@ class Draws:
         self.spoof_probability = spoof_probability
         self.device = torch.device(device)
         self.prior = CameraPrior(profile.camera)
-        seed = derive_seed(*key)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.seed = derive_seed(*key)
+        self.generator = torch.Generator(self.device).manual_seed(self.seed)
         # Numbers that decide shapes or look up items are made on the host, so that nothing waits for the device.
-        self.host = torch.Generator().manual_seed(derive_seed(seed, "host"))
+        self.host = torch.Generator().manual_seed(derive_seed(self.seed, "host"))
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform in [0, 1) on the host."""
