@@ -166,7 +166,8 @@ def load_checkpoint(
     wanted = stored if groups is None else list(groups)
     for group in wanted:
         if group not in stored:
-            raise CheckpointError(f"Checkpoint {path} holds no {group}, only {', '.join(stored)}.")
+            hint = "" if "optim_G" in stored else " Imported weights can be evaluated and rendered, but not trained on."
+            raise CheckpointError(f"Checkpoint {path} holds no {group}, only {', '.join(stored)}.{hint}")
     if profile is not None:
         _check_profile(path, manifest, profile)
     verify_files(path, manifest, [STATE, *(f"{group}.safetensors" for group in wanted)])
@@ -176,11 +177,6 @@ def load_checkpoint(
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"Checkpoint {path} cannot be read ({error}). {ADVICE}") from error
     return Checkpoint(path, tensors, state)
-
-
-def read_state(path: Path | str) -> dict[str, Any]:
-    """Only the JSON state of a checkpoint, verified; cheap even for large networks."""
-    return load_checkpoint(path, groups=[]).state
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:

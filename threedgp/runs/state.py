@@ -1,12 +1,9 @@
-"""Optimisers and random generators as named tensors, so that a checkpoint needs no pickle."""
+"""The state of optimisers as named tensors, so that a checkpoint needs no pickle."""
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from threedgp.errors import CheckpointError
@@ -52,33 +49,3 @@ def load_optimizer_tensors(
         else:
             value = value.to(parameter.device, copy=True)
         optimizer.state[parameter][key] = value
-
-
-def rng_tensors() -> dict[str, torch.Tensor]:
-    """State of the global generators of torch (CPU, and the current GPU if CUDA is in use), numpy and Python: uint8."""
-    numpy_state = np.random.get_state(legacy=False)
-    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
-    tensors = {
-        "torch": torch.get_rng_state(),
-        "numpy": _json_bytes(numpy_state),
-        "python": _json_bytes(random.getstate()),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    return tensors
-
-
-def load_rng_tensors(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `rng_tensors` returned; a CUDA state is left out where there is no GPU."""
-    torch.set_rng_state(tensors["torch"].cpu())
-    numpy_state = json.loads(tensors["numpy"].cpu().numpy().tobytes())
-    numpy_state["state"]["key"] = np.asarray(numpy_state["state"]["key"], dtype=np.uint32)
-    np.random.set_state(numpy_state)
-    version, internal, gauss = json.loads(tensors["python"].cpu().numpy().tobytes())
-    random.setstate((version, tuple(internal), gauss))
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"].cpu())
-
-
-def _json_bytes(value: object) -> torch.Tensor:
-    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
