@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from zlib import crc32
 
 import numpy as np
 import torch
 
 
-def fill(module: torch.nn.Module, seed: int, gain: float) -> torch.nn.Module:
-    """Set every parameter and buffer to a function of its full name, its shape, `seed` and `gain`."""
-    module.load_state_dict({n: filled_tensor(n, tuple(t.shape), seed, gain) for n, t in module.state_dict().items()})
+def filled(make: Callable[[], torch.nn.Module], seed: int, gain: float) -> torch.nn.Module:
+    """Make a network whose every parameter and buffer is a function of its full name, its shape, `seed` and `gain`."""
+    with torch.device("meta"):
+        module = make()
+    state = {n: filled_tensor(n, tuple(t.shape), seed, gain) for n, t in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
     return module
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.pretrained.filled import fill
+from tests.pretrained.filled import filled
 from tests.tools import relative_error
 from threedgp.errors import WeightsError
 from threedgp.pretrained.inception import InceptionV3, load_inception, resize_bilinear_tf1
@@ -13,7 +13,7 @@ from threedgp.pretrained.inception import InceptionV3, load_inception, resize_bi
 
 @pytest.fixture(scope="module")
 def network():
-    return fill(InceptionV3(), seed=0, gain=2)
+    return filled(InceptionV3, seed=0, gain=2)
 
 
 def test_reference_vectors(golden, network):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pretrained.filled import fill
+from tests.pretrained.filled import filled
 from tests.tools import relative_error
 from threedgp.errors import DataError, WeightsError
 from threedgp.pretrained.leres import (
@@ -23,7 +23,7 @@ from threedgp.pretrained.leres import (
 
 @pytest.fixture(scope="module")
 def resnet50():
-    return fill(LeReS("resnet50"), seed=0, gain=1)
+    return filled(lambda: LeReS("resnet50"), seed=0, gain=1)
 
 
 def check_network(network, expected, backbone):
@@ -63,7 +63,7 @@ def test_reference_vectors_resnet50(golden, resnet50):
 
 
 def test_reference_vectors_resnext101(golden):
-    check_network(fill(LeReS("resnext101"), seed=0, gain=1), golden("leres"), "resnext101")
+    check_network(filled(lambda: LeReS("resnext101"), seed=0, gain=1), golden("leres"), "resnext101")
 
 
 def test_reference_pipeline(golden, resnet50):

@@ -160,6 +160,8 @@ def test_strict_loading_lists_the_names():
     module = torch.nn.Linear(2, 3)
     load_strict(module, {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, "ok.pth")
     assert module.weight.sum() == 6
+    load_strict(module, {"weight": torch.ones(3, 2).half(), "bias": torch.ones(3).double()}, "half.pth")
+    assert module.weight.dtype == module.bias.dtype == torch.float32
     state = {"weight": torch.ones(2, 2), "extra": torch.ones(1)}
     with pytest.raises(WeightsError) as caught:
         load_strict(module, state, "w.pth")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from threedgp.colormap import depth_colormap
 from threedgp.data.ahead import available_cores, map_ahead
 from threedgp.data.images import decode_image, write_depth, write_image
 from threedgp.data.shards import run_shards
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 WORKER_MODULE = "threedgp.data.depth_worker"
 SHARDS_FOLDER = ".shards"
-# Colours from near to far for previews: pale yellow, orange, magenta, violet, near black.
-COLORS = np.array([(252, 253, 191), (254, 159, 109), (222, 73, 104), (140, 41, 129), (59, 15, 112), (0, 0, 4)])
 
 
 class Outcome(NamedTuple):
@@ -180,14 +179,6 @@ def estimate(
         yield from (future.result() for future in writing)
 
 
-def paint(depth: np.ndarray) -> np.ndarray:
-    """A depth map [H, W] as colours [H, W, 3] uint8, pale near and dark far."""
-    low, high = int(depth.min()), int(depth.max())
-    position = (depth.astype(np.float32) - low) / max(high - low, 1) * (len(COLORS) - 1)
-    channels = [np.interp(position, np.arange(len(COLORS)), COLORS[:, channel]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
-
-
 def _check_devices(device: str, gpus: int) -> None:
     if device == "cpu":
         return
@@ -242,6 +233,6 @@ def _store(target: Path, photo: _Photo, prediction: Tensor, colormap: bool) -> O
     path = target / depth_name_of(photo.name)
     if colormap:
         preview = target.with_name(target.name + "-preview") / depth_name_of(photo.name)
-        write_image(preview.with_suffix(".jpg"), paint(depth))
+        write_image(preview.with_suffix(".jpg"), depth_colormap(1 - depth / np.float32(depth.max() or 1)))
     write_depth(path, depth)
     return Outcome(photo.name)

@@ -252,4 +252,4 @@ def _gives_disparity(config: Any, output: Output) -> bool:
         return False
     if kind == "dpt":
         return True
-    raise UsageError(f"It is not known whether models of type '{kind}' return depth or disparity: say --hf-output.")
+    raise UsageError(f"It is not known whether models of type '{kind}' return depth or disparity: say --prediction.")

@@ -78,7 +78,8 @@ def load_inception(path: Path | str) -> InceptionV3:
     Raises:
         WeightsError: the file is damaged or does not hold exactly this network's 566 tensors.
     """
-    network = InceptionV3()
+    with torch.device("meta"):
+        network = InceptionV3()
     load_strict(network, load_state(path), path)
     return network
 

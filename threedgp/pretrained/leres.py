@@ -203,7 +203,8 @@ def load_leres(path: Path | str, backbone: str | None = None) -> LeReS:
                 f"{path} has {len(state)} tensors, but a LeReS checkpoint has {known}. Name the backbone to see which "
                 "tensors are missing."
             )
-    network = LeReS(backbone)
+    with torch.device("meta"):
+        network = LeReS(backbone)
     load_strict(network, state, path)
     return network
 

@@ -146,7 +146,9 @@ def find_weights(
         if given:
             found = Path(given).expanduser()
             if not found.is_file():
-                raise WeightsError(f"The weights {origin}, {found}, are not a file. {_what_is_needed(file, expected)}")
+                raise WeightsError(
+                    f"The weights {origin}, {found}, are not a file. Needed for {file.purpose}: {_facts(file, expected)}."
+                )
             return _verify(file, found, expected, allow_unverified)
 
     cached = cache_folder() / file.file_name
@@ -203,7 +205,10 @@ def load_state(path: Path | str) -> dict:
 
 
 def load_strict(module: torch.nn.Module, state: dict, path: Path | str) -> None:
-    """Copy `state` into `module`; any missing, unexpected or misshapen tensor is an error that lists the names.
+    """Put `state` into `module`; any missing, unexpected or misshapen tensor is an error that lists the names.
+
+    The module takes over the tensors of `state`, so it may have been made on the meta device, which saves the time and
+    memory of a random initialisation.
 
     Raises:
         WeightsError: with up to eight names of each kind.
@@ -223,7 +228,7 @@ def load_strict(module: torch.nn.Module, state: dict, path: Path | str) -> None:
     ]
     if problems:
         raise WeightsError(f"{path} does not fit this network. Tensors {'; '.join(problems)}.")
-    module.load_state_dict(state, strict=True)
+    module.load_state_dict({name: state[name].to(value.dtype) for name, value in own.items()}, assign=True)
 
 
 def _places(file: WeightFile) -> list[Path]:
@@ -264,13 +269,13 @@ def _verify(file: WeightFile, path: Path, expected: str | None, allow_unverified
 
 def _digits(expected: str | None) -> str:
     if expected is None:
-        return "not published (check it yourself with a SHA-256 you trust)"
+        return "not published"
     return expected if len(expected) == 64 else f"{expected}… (first digits)"
 
 
-def _what_is_needed(file: WeightFile, expected: str | None) -> str:
+def _facts(file: WeightFile, expected: str | None) -> str:
     size = f"{file.size:,} bytes" if file.size else "size not published"
-    return f"Needed for {file.purpose}: {file.file_name} ({size}, SHA-256 {_digits(expected)})."
+    return f"{file.file_name} ({size}, SHA-256 {_digits(expected)})"
 
 
 def _missing_message(file: WeightFile, expected: str | None, places: list[Path], wanted_download: bool) -> str:
@@ -278,7 +283,7 @@ def _missing_message(file: WeightFile, expected: str | None, places: list[Path],
     if file.address:
         ways.append(f"allow the download from {file.address} (--download)")
     ways += file.advice
-    lines = [f"The weights for {file.purpose} are missing. {_what_is_needed(file, expected)}"]
+    lines = [f"The weights for {file.purpose} are missing: {_facts(file, expected)}."]
     if wanted_download and not file.address:
         lines.append("Its owners offer no plain address, so it cannot be downloaded for you.")
     if file.licence:
