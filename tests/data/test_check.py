@@ -105,7 +105,7 @@ def test_a_folder_of_photos_may_have_all_sizes(tmp_path):
     make_set(tmp_path, ["a/1.png"], height=30)
     make_set(tmp_path, ["b/2.png", "b/2.jpg"])
     report = check(tmp_path, jobs=1)
-    assert report.problems == [Problem("b/2.png", "differs from b/2.jpg only in its extension")]
+    assert report.problems == [Problem("b/2.png", "it differs from b/2.jpg only in its extension; rename one of them")]
     assert report.classes == {"a": 1, "b": 2}
     assert report.sizes == {"52x30": 1, "52x40": 2}
     assert report.labels is None

@@ -97,10 +97,14 @@ def test_nothing_to_merge_is_an_error(photos):
     assert not (photos / "out").exists()
 
 
-def test_same_stems_are_refused(photos):
+def test_of_same_stems_the_first_is_used(photos):
     write_image(photos / "in/n01/n01_1.png", picture(5))
-    with pytest.raises(DataError, match=r"n01_1.JPEG and n01/n01_1.png"):
-        run(photos)
+    write_depth(photos / "depth/n01/n01_1_depth.png", depth_map(0))
+    report = run(photos)
+    assert report.skipped == {
+        "n01/n01_1.png": "it differs from n01/n01_1.JPEG only in its extension; rename one of them"
+    }
+    assert run_images(photos) == ["n01/n01_1.JPEG", "n01/n01_1_depth.png"]
 
 
 def test_interrupted_and_undisturbed_runs_agree(photos):

@@ -161,11 +161,14 @@ def test_broken_pictures_are_skipped_named_and_do_not_leave_their_depth(tmp_path
     ]
 
 
-def test_files_that_differ_only_in_extension_stop_before_any_work(tmp_path):
-    make_set(tmp_path / "in", ["a/1.jpg", "a/1.png"])
-    with pytest.raises(DataError, match=r"a/1.jpg and a/1.png"):
-        run(tmp_path / "in", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_of_files_that_differ_only_in_extension_the_first_is_used(tmp_path):
+    make_set(tmp_path / "in", ["a/1.jpg", "a/1.png", "a/2.png"])
+    report = run(tmp_path / "in", tmp_path / "out")
+    assert report.skipped == {"a/1.png": "it differs from a/1.jpg only in its extension; rename one of them"}
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["files"] == {"a/1.png": "a/1.jpg", "a/2.png": "a/2.png"}
+    with pytest.raises(DataError, match=r"a/1.png: it differs"):
+        run(tmp_path / "in", tmp_path / "strict", on_error="fail")
 
 
 def test_jpeg_format_keeps_depth_in_sixteen_bits(tmp_path):

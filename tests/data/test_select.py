@@ -268,3 +268,12 @@ def test_names_with_spaces_quotes_and_chinese(tmp_path):
     report = run_select(tmp_path / "images", tmp_path / "out", keep=1, **OFFLINE)
     assert report.images == 1
     assert select_module.class_of(open_source(tmp_path / "out").names[0]) == 'it\'s "a" 猫'
+
+
+def test_the_labels_of_kept_photos_travel_along(tmp_path):
+    make_photos(tmp_path / "images")
+    names = open_source(tmp_path / "images").names
+    (tmp_path / "images/dataset.json").write_text(json.dumps({"labels": [[name, 7] for name in names]}))
+    run_select(tmp_path / "images", tmp_path / "out", keep=2, **OFFLINE)
+    kept = open_source(tmp_path / "out").names
+    assert json.loads((tmp_path / "out/dataset.json").read_text()) == {"labels": [[name, 7] for name in kept]}

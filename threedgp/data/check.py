@@ -13,7 +13,16 @@ import numpy as np
 
 from threedgp.data.images import decode_depth, decode_image, read_header, verify_checksums
 from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, parse_labels
-from threedgp.data.source import FolderSource, ImageSource, class_of, depth_name_of, open_source, stem_of
+from threedgp.data.source import (
+    FolderSource,
+    ImageSource,
+    clash_reason,
+    class_of,
+    depth_name_of,
+    open_source,
+    same_stems,
+    stem_of,
+)
 from threedgp.data.stage import Backend, parallel
 from threedgp.errors import DataError
 from threedgp.files import read_json
@@ -116,12 +125,9 @@ def check(
 
 def _check_names(source: ImageSource, report: CheckReport) -> None:
     """Pairs and names, without opening a file."""
-    stems: dict[str, str] = {}
+    report.problems += [Problem(name, clash_reason(first)) for name, first in same_stems(source.names).items()]
     maps = set(source.depth_names)
     for name in source.names:
-        other = stems.setdefault(stem_of(name), name)
-        if other != name:
-            report.problems.append(Problem(name, f"differs from {other} only in its extension"))
         if maps and depth_name_of(name) not in maps:
             report.problems.append(Problem(name, "has no depth map, though others of this set have one"))
         if stem_of(name).endswith("_depth"):

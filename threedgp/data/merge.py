@@ -17,10 +17,12 @@ from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.source import (
     DEPTH_ENDING,
     FolderSource,
+    clash_reason,
     depth_name_of,
     list_files,
     open_source,
     read_file,
+    same_stems,
     stem_of,
 )
 from threedgp.data.stage import Backend, Stage, StageReport, is_newer, parallel
@@ -62,14 +64,13 @@ def merge(
         The report; `extra` counts `images_without_depth` and `depth_without_image`.
 
     Raises:
-        DataError: nothing matched, two photos of a folder share a stem, or too many pairs were broken.
+        DataError: nothing matched, or too many pairs were broken.
     """
     photos = open_source(source)
     if not isinstance(photos, FolderSource):
         raise DataError(f"{source} is an archive; merge needs a folder of photos.")
     if not Path(depth).is_dir():
         raise DataError(f"The depth folder {depth} does not exist. Make it with: 3dgp data depth")
-    refuse_same_stems(photos.names)
     pairs, unmatched, orphans = match(photos, Path(depth).absolute())
     if not pairs:
         raise DataError(
@@ -93,8 +94,13 @@ def merge(
             progress.note(f"{len(names)} {what} and are left out (first: {names[0]})")
     progress.start("Merging", len(pairs))
     try:
-        for name, reason in photos.problems.items():
+        doubles = same_stems([pair.name for pair in pairs])
+        for name, reason in {
+            **photos.problems,
+            **{name: clash_reason(first) for name, first in doubles.items()},
+        }.items():
             stage.skip(name, reason)
+        pairs = [pair for pair in pairs if pair.name not in doubles]
         work = partial(_merge_one, photos.root.absolute(), stage.output.absolute(), stage.resume)
         for pair, reason in parallel(work, pairs, jobs=jobs, backend=backend):
             if reason:
@@ -127,21 +133,6 @@ def match(photos: FolderSource, depth: Path) -> tuple[list[Pair], list[str], lis
         else:
             unmatched.append(name)
     return pairs, unmatched, sorted(available - used)
-
-
-def refuse_same_stems(names: list[str]) -> None:
-    """Raise `DataError` when two images differ only in their extension: they would share one depth map."""
-    seen: dict[str, str] = {}
-    clashes = []
-    for name in names:
-        other = seen.setdefault(stem_of(name), name)
-        if other != name:
-            clashes.append(f"{other} and {name}")
-    if clashes:
-        raise DataError(
-            f"{len(clashes)} pairs of images differ only in their extension, so they would get the same name: "
-            f"{'; '.join(clashes[:3])}. Rename or remove one of each."
-        )
 
 
 def _merge_one(source: Path, output: Path, resume: bool, pair: Pair) -> tuple[Pair, str | None]:

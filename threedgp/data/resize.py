@@ -27,8 +27,15 @@ from threedgp.data.images import (
     write_bytes,
 )
 from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, choose_labels
-from threedgp.data.merge import refuse_same_stems
-from threedgp.data.source import DEPTH_ENDING, ImageSource, depth_name_of, open_source, stem_of
+from threedgp.data.source import (
+    DEPTH_ENDING,
+    ImageSource,
+    clash_reason,
+    depth_name_of,
+    open_source,
+    same_stems,
+    stem_of,
+)
 from threedgp.data.stage import Backend, Stage, StageReport, is_newer, parallel, plain_os_errors
 from threedgp.errors import DataError, UsageError
 from threedgp.files import atomic_path, write_json
@@ -105,12 +112,11 @@ def resize(
 
     Raises:
         UsageError: impossible settings, or see `Stage.begin`.
-        DataError: two images would get one name, the labels are incomplete, or too many files were broken.
+        DataError: the labels are incomplete, or too many files were broken.
     """
     if not 1 <= settings.size <= MAX_SIZE:
         raise UsageError(f"The size must be between 1 and {MAX_SIZE} pixels, not {settings.size}.")
     found = open_source(source)
-    refuse_same_stems(found.names)
     labels = choose_labels(found, settings.labels, classes)
     arguments = {**asdict(settings), "classes": classes}
     if settings.labels not in ("auto", "none"):
@@ -217,6 +223,7 @@ def _plan(source: ImageSource, settings: ResizeSettings, refused: dict[str, str]
 def _refuse(source: ImageSource) -> dict[str, str]:
     """{name: reason} of what can be seen to be unusable without opening it."""
     refused, maps = dict(source.problems), set(source.depth_names)
+    refused |= {name: clash_reason(first) for name, first in same_stems(source.names).items()}
     for name in source.names:
         if stem_of(name).endswith("_depth"):
             refused[name] = f"a name ending in _depth marks a depth map (as {DEPTH_ENDING}); rename the image"

@@ -20,12 +20,13 @@ import numpy as np
 from threedgp.data.ahead import available_cores, map_ahead
 from threedgp.data.features import FeatureTable, compute_features, find_features, report_finished
 from threedgp.data.images import write_bytes
+from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
 from threedgp.data.montage import draw_montage
 from threedgp.data.source import FolderSource, ImageSource, class_of, depth_name_of, open_source
 from threedgp.data.stage import Stage, StageReport, plain_os_errors
 from threedgp.errors import DataError, UsageError
-from threedgp.files import atomic_path, sha256_of
+from threedgp.files import atomic_path, sha256_of, write_json
 from threedgp.pretrained.names import INCEPTION_NAME, canonical_name
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -101,6 +102,7 @@ def run_select(
     ratio = None if keep is not None else str(keep_ratio if keep_ratio is not None else DEFAULT_RATIO)
     jobs = jobs or available_cores()
     photos, target = open_source(source), Path(target)
+    labels = read_labels(photos)
     if link != "copy" and not isinstance(photos, FolderSource):
         raise UsageError(f"Files inside {photos.root.name} cannot be linked: use copies.")
     per_class = all(class_of(name) for name in photos.names) if per_class is None else per_class
@@ -149,12 +151,14 @@ def run_select(
         _draw_montages(photos, table, scored, target.with_name(target.name + "-montage"), jobs, progress)
     kept = sorted(table.names[row] for part in scored for row in part.rows[part.order[: part.kept]])
     _place_all(photos, kept, target, link, jobs, stage)
+    if labels is not None:
+        write_json(target / DATASET_JSON, labels.as_json(kept))
     stage.extra |= {
         "choice": {"keep": keep, "keep_ratio": ratio, "per_class": per_class, "reg_covar": reg_covar},
         "features": table.identity,
         "classes": {part.name: {"photos": len(part.rows), "kept": part.kept} for part in scored},
     }
-    return stage.finish()
+    return stage.finish(total=len(photos.names))
 
 
 def _check_arguments(

@@ -40,6 +40,17 @@ def depth_name_of(name: str) -> str:
     return stem_of(name) + DEPTH_ENDING
 
 
+def same_stems(names: list[str]) -> dict[str, str]:
+    """{image: earlier image} for names that differ only in the extension: their depth maps and results would clash."""
+    owner: dict[str, str] = {}
+    return {name: first for name in names if (first := owner.setdefault(stem_of(name), name)) != name}
+
+
+def clash_reason(first: str) -> str:
+    """Why an image is left out whose name differs from an earlier one only in its extension."""
+    return f"it differs from {first} only in its extension; rename one of them"
+
+
 def class_of(name: str) -> str | None:
     """The first folder of a relative path, or None for an image that lies in the root."""
     return name.split("/", 1)[0] if "/" in name else None

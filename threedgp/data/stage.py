@@ -144,16 +144,17 @@ class Stage:
         self.dropped[name] = reason
         self.progress.advance()
 
-    def finish(self, *, prune_stale: bool = True) -> StageReport:
+    def finish(self, *, prune_stale: bool = True, total: int | None = None) -> StageReport:
         """Write the manifest and judge the number of broken files.
 
         Args:
             prune_stale: remove images and depth maps of an earlier run that this one would not have made.
+            total: images looked at, where a stage leaves good ones out on purpose.
 
         Raises:
             DataError: no file was usable, or more than `max_errors` were broken. The rest has been processed.
         """
-        total = self.images + len(self.skipped) + len(self.dropped)
+        total = total or self.images + len(self.skipped) + len(self.dropped)
         with plain_os_errors():
             if prune_stale:
                 prune(self.output, keep=self.files)
