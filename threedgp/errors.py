@@ -29,6 +29,12 @@ class CheckpointError(ThreeDGPError):
     """A checkpoint is missing, damaged, from another profile or from a newer version."""
 
 
+class DivergenceError(ThreeDGPError):
+    """Training diverged again and again. Exit code 3, so that a script can tell it from other failures."""
+
+    exit_code = 3
+
+
 class UnsafeFileError(CheckpointError):
     """A file asks for code to be executed while it is read, and is refused."""
 

@@ -179,10 +179,13 @@ class TrainingSet(torch.utils.data.Dataset):
             yaw = 2 * self.mean_yaw - yaw
         return torch.tensor([yaw, pitch, roll], dtype=torch.float32)
 
+    def all_angles(self) -> torch.Tensor:
+        """Yaw, pitch, roll of every picture, float32 [N, 3]; zeros where the set has none."""
+        return torch.tensor([self._angles.get(name, (0.0, 0.0, 0.0)) for name in self.names])
+
     def mean_angles(self) -> torch.Tensor:
         """Mean yaw, pitch, roll over the set, float64 [3]."""
-        angles = [self._angles.get(name, (0.0, 0.0, 0.0)) for name in self.names]
-        return torch.tensor(angles, dtype=torch.float64).mean(0)
+        return self.all_angles().double().mean(0)
 
     def require_finite_embeddings(self) -> None:
         """Read all embeddings once. Raises `DataError` naming pictures with NaN or Inf."""

@@ -1,0 +1,158 @@
+"""Looking at a model while it trains: sample sheets, a short video, learned cameras, scores.
+
+Nothing here changes the training: no random state is touched and the networks stay as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from threedgp.camera.priors import CameraPrior
+from threedgp.config.metric_names import larger_is_better, parse_metric
+from threedgp.config.schema import Profile
+from threedgp.data.dataset import TrainingSet
+from threedgp.files import atomic_path
+from threedgp.inference.snapshots import sample_sheet, short_video
+from threedgp.metrics.cache import StatisticsCache, metrics_cache
+from threedgp.metrics.evaluate import RealSets
+from threedgp.metrics.generator import Extractors, choose_extractors, score_generator
+from threedgp.metrics.samples import Sampler
+from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.runs.catalog import checkpoint_name
+from threedgp.runs.run import Run
+from threedgp.training.camera_regularizers import COLUMNS, PARAMETERS
+from threedgp.training.distributed import World
+from threedgp.training.divergence import sample_diversity
+from threedgp.training.histograms import histogram_sheet
+from threedgp.training.log import RunLog
+
+DIVERSITY_SAMPLES = 64
+CAMERA_SAMPLES = 1024
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class MetricReading:
+    """The main metric at one evaluation.
+
+    Attributes:
+        value: the number.
+        larger_is_better: its direction.
+        best: no earlier checkpoint of the run was better.
+    """
+
+    value: float
+    larger_is_better: bool
+    best: bool
+
+
+class Observer:
+    """Draws and scores the averaged generator of a run; every process calls the same methods.
+
+    Args:
+        run, world, dataset: of the training.
+        log: rank 0's log, None elsewhere.
+
+    Raises:
+        WeightsError: the profile's metrics need weights that are not here; says the ways out.
+        UsageError: a metric's name is unknown.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        world: World,
+        dataset: TrainingSet,
+        *,
+        log: RunLog | None = None,
+        progress: Progress = NULL_PROGRESS,
+    ):
+        self.run, self.world, self.dataset, self.log = run, world, dataset, log
+        self.progress = progress
+        self.profile: Profile = run.profile
+        self.extractors = Extractors(device=world.device, progress=progress)
+        specs = [parse_metric(name) for name in self.profile.training.metrics]
+        self.specs = choose_extractors(specs, self.extractors, progress if world.is_main else NULL_PROGRESS)
+
+    # -------------------------------------------------------------------------------------------------------- pictures
+
+    def draw(self, generator: nn.Module, nimg: int) -> None:
+        """Write a sheet of samples, a short video and the learned cameras into samples/ (rank 0)."""
+        if self.world.is_main:
+            stem = self.run.samples / checkpoint_name(nimg)
+            angles = self.dataset.all_angles() if self.profile.camera.origin.dist == "custom" else None
+            sheet = sample_sheet(generator, self.profile, data_angles=angles)
+            with atomic_path(stem.with_suffix(".jpg")) as path:
+                sheet.save(path, quality=JPEG_QUALITY)
+            if self.profile.model.kind != "stylegan2":
+                short_video(generator, self.profile, stem.with_suffix(".mp4"), data_angles=angles)
+            if self.profile.training.learn_camera:
+                self._draw_cameras(generator, nimg)
+        self.world.barrier()
+
+    @torch.no_grad()
+    def _draw_cameras(self, generator: nn.Module, nimg: int) -> None:
+        random = torch.Generator().manual_seed(0)
+        prior = CameraPrior(self.profile.camera).sample(CAMERA_SAMPLES, generator=random).to(self.world.device)
+        z = torch.randn(CAMERA_SAMPLES, self.profile.model.generator.z_dim, generator=random).to(self.world.device)
+        items = torch.randint(len(self.dataset), (CAMERA_SAMPLES,), generator=random).tolist()
+        c = torch.stack([self.dataset.label(item) for item in items]).to(self.world.device)
+        before = prior.to_vector().cpu()[:, list(COLUMNS)]
+        after = generator.adapt_camera(prior, z, c).to_vector().cpu()[:, list(COLUMNS)]
+        sheet = histogram_sheet(dict(zip(PARAMETERS, zip(before.T, after.T, strict=True), strict=True)))
+        with atomic_path(self.run.samples / f"{checkpoint_name(nimg)}-cameras.png") as path:
+            sheet.save(path)
+        if self.log is not None:
+            means = {f"Camera_dist/{name}_mean": after[:, k].mean().item() for k, name in enumerate(PARAMETERS)}
+            stds = {f"Camera_dist/{name}_std": after[:, k].std().item() for k, name in enumerate(PARAMETERS)}
+            self.log.event("cameras", nimg, **means, **stds)
+            self.log.scalars(nimg, means | stds)
+
+    # ---------------------------------------------------------------------------------------------------------- scores
+
+    def evaluate(self, generator: nn.Module, nimg: int) -> MetricReading:
+        """Score the generator with the profile's metrics, on all processes together, and write the results down."""
+        began = time.time()
+        sampler = Sampler(generator, self.profile, self.dataset)
+        results, _ = score_generator(
+            self.specs,
+            sampler,
+            RealSets(self.dataset.source.root, self.profile.data.resolution, self.profile.data.mirror),
+            self.extractors,
+            batch=self.profile.training.test_batch_gpu,
+            cache=StatisticsCache(metrics_cache()),
+            world=self.world,
+            progress=NULL_PROGRESS,
+        )
+        main, spec = results[0], self.specs[0]
+        value = main.results[spec.main_value]
+        larger = larger_is_better(spec.main_value)
+        best = False
+        if self.world.is_main:
+            earlier = self.run.best()
+            best = earlier is None or (value >= earlier[1] if larger else value <= earlier[1])
+            for result in results:
+                self.run.append_metrics({**result.line(checkpoint_name(nimg)), "nimg": nimg})
+            if self.log is not None:
+                values = {name: number for result in results for name, number in result.results.items()}
+                self.log.event("metrics", nimg, seconds=time.time() - began, **values)
+                self.log.scalars(nimg, {f"Metrics/{name}": number for name, number in values.items()})
+            shown = ", ".join(f"{result.label} {result.results[result.metric]:.4g}" for result in results)
+            self.progress.note(f"At {nimg / 1000:g} thousand images: {shown}{' (best so far)' if best else ''}.")
+        return MetricReading(value, larger, self.world.share(best))
+
+    @torch.no_grad()
+    def diversity(self, generator: nn.Module) -> float:
+        """How much a fixed set of samples differs from each other; equal on all processes."""
+        return self.world.share(sample_diversity(self._samples(generator)) if self.world.is_main else None)
+
+    def _samples(self, generator: nn.Module) -> torch.Tensor:
+        """uint8 images [64, 3, S, S] of fixed latents, classes and cameras."""
+        sampler = Sampler(generator, self.profile, self.dataset)
+        size = self.profile.training.test_batch_gpu
+        numbers = range(DIVERSITY_SAMPLES)
+        return torch.cat([sampler.images(numbers[first : first + size]) for first in numbers[::size]])
