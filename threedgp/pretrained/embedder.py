@@ -27,6 +27,7 @@ from threedgp.progress import NULL_PROGRESS, Progress
 # `resnet50` alone means other weights in each timm version; published embeddings used these.
 TIMM_TAGS = {"resnet50": "resnet50.ram_in1k"}
 OFFLINE_ADVICE = f"choose the offline extractor {OFFLINE_NAME}"
+CPU_PART = 4  # images at a time through a network on a CPU
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,19 @@ class FeatureExtractor:
         self.device = torch.device(device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self._prepare = prepare
+        if self.device.type == "cpu":
+            self.network.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 RGB [batch, 3, H, W] to float32 [batch, dim]; the same row whatever shares the batch."""
         with full_precision():
-            return self.network(self._prepare(_checked(images, self.device))).float()
+            return torch.cat([self.network(self._prepare(part)).float() for part in self._parts(images)])
+
+    def _parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The batch on the device; on a CPU in pieces whose activations stay in its caches (twice as fast)."""
+        images = _checked(images, self.device)
+        return images.split(CPU_PART) if self.device.type == "cpu" else (images,)
 
 
 class InceptionExtractor(FeatureExtractor):
@@ -116,8 +124,8 @@ class InceptionExtractor(FeatureExtractor):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """float32 features [batch, 2048] and logits without the classifier's bias [batch, 1008]."""
         with full_precision():
-            output = self.network(_checked(images, self.device))
-        return output.features, output.logits_unbiased
+            outputs = [self.network(part) for part in self._parts(images)]
+        return torch.cat([o.features for o in outputs]), torch.cat([o.logits_unbiased for o in outputs])
 
 
 def build_extractor(
