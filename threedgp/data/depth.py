@@ -62,7 +62,8 @@ def run_depth(
     """Estimate depth for every photo of a folder or zip.
 
     Values are scaled to 0 (near) .. 60000 (farthest pixel) per photo. Maps that exist and are newer than their photo
-    are kept. Batches are cut from the whole list, so that neither a kill nor the number of processes changes a byte.
+    are kept. Batches are cut from the whole list, so that a kill changes no byte and neither does sharing the work
+    (beyond the rounding of a network that runs with another number of CPU threads).
 
     Args:
         spec: the estimator, from `choose_estimator`.

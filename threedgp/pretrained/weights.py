@@ -147,7 +147,8 @@ def find_weights(
             found = Path(given).expanduser()
             if not found.is_file():
                 raise WeightsError(
-                    f"The weights {origin}, {found}, are not a file. Needed for {file.purpose}: {_facts(file, expected)}."
+                    f"The weights {origin}, {found}, are not a file. Needed for {file.purpose}: "
+                    f"{_facts(file, expected)}."
                 )
             return _verify(file, found, expected, allow_unverified)
 
