@@ -19,15 +19,15 @@ from threedgp.inference.latents import Sample, latents
 from threedgp.models.generator import Generator
 from threedgp.models.stylegan2 import StyleGAN2Generator
 
+AnyGenerator = Generator | StyleGAN2Generator
+
 MEAN_CAMERA_SAMPLES = 1024
 MEAN_CAMERA_SEED = 20230302
 POSTERIOR_SEED = 20230303
 
 
 @torch.no_grad()
-def mean_camera(
-    generator: Generator | StyleGAN2Generator, profile: Profile, data_angles: Tensor | None = None
-) -> Camera:
+def mean_camera(generator: AnyGenerator, profile: Profile, data_angles: Tensor | None = None) -> Camera:
     """One camera in the middle of all: the mean of each number over 1024 posterior cameras of random samples.
 
     It is the same on every call: its random numbers have a seed of their own. For a prior of dist `custom` it is the
@@ -68,7 +68,7 @@ def mean_posterior(generator: Generator | StyleGAN2Generator, prior: Camera, z: 
 
 @torch.no_grad()
 def posterior_cameras(
-    generator: Generator | StyleGAN2Generator,
+    generator: AnyGenerator,
     profile: Profile,
     samples: Sequence[Sample],
     data_angles: Tensor | None = None,
@@ -91,7 +91,7 @@ def posterior_cameras(
     return _adapt(generator, Camera.cat(rows).to(device), z.to(device), c.to(device))
 
 
-def _adapt(generator: Generator | StyleGAN2Generator, prior: Camera, z: Tensor, c: Tensor) -> Camera:
+def _adapt(generator: AnyGenerator, prior: Camera, z: Tensor, c: Tensor) -> Camera:
     return prior if isinstance(generator, StyleGAN2Generator) else generator.adapt_camera(prior, z, c)
 
 

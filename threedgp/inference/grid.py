@@ -111,8 +111,8 @@ def save_picture(path: Path, picture: Tensor) -> None:
         raise UsageError(f"{path.name}: pictures are written as .png, .jpg or .jpeg.")
     if max(picture.shape[1:]) > LARGEST_PICTURE:
         raise UsageError(
-            f"The picture would be {picture.shape[2]}x{picture.shape[1]} pixels. Lower --size, --per-file or the number "
-            "of views."
+            f"The picture would be {picture.shape[2]}x{picture.shape[1]} pixels. Lower --size, --per-file or the "
+            "number of views."
         )
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
     options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}

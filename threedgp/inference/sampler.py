@@ -109,13 +109,6 @@ class ViewSampler:
                     "Show depth instead."
                 )
 
-    def require_3d(self, what: str) -> None:
-        """Refuse a 2D model; raises `UsageError` that begins with `what`."""
-        if self.is_2d:
-            raise UsageError(
-                f"{what} needs a 3D model, and this one is 2D (model.kind=stylegan2). Only `3dgp render grid` works."
-            )
-
     # ------------------------------------------------------------------------------------------------------- 3D models
 
     def planes(self, ws: Tensor) -> Tensor:
@@ -217,6 +210,14 @@ class ViewSampler:
                 yield Views(rgb)
 
 
+def require_3d(generator: Generator | StyleGAN2Generator, what: str) -> None:
+    """Refuse a 2D model; raises `UsageError` that begins with `what`."""
+    if isinstance(generator, StyleGAN2Generator):
+        raise UsageError(
+            f"{what} needs a 3D model, and this one is 2D (model.kind=stylegan2). Only `3dgp render grid` works."
+        )
+
+
 def view_render_options(trained: RenderOptions, options: ViewOptions) -> RenderOptions:
     """The ray sampling of training, refined and reaching farther; steps are rounded to whole samples.
 
@@ -226,8 +227,8 @@ def view_render_options(trained: RenderOptions, options: ViewOptions) -> RenderO
     steps, fine = (round(count * options.step_multiplier) for count in (trained.num_steps, trained.fine_steps))
     if not 4 <= steps <= MOST_STEPS or fine > MOST_STEPS:
         raise UsageError(
-            f"--steps {options.step_multiplier:g} makes {steps} samples a ray from the {trained.num_steps} of training; "
-            f"there must be 4 to {MOST_STEPS}."
+            f"--steps {options.step_multiplier:g} makes {steps} samples a ray from the {trained.num_steps} of "
+            f"training; there must be 4 to {MOST_STEPS}."
         )
     far = trained.far + options.far_offset
     if far <= trained.near:

@@ -19,7 +19,7 @@ from threedgp.config.schema import Profile
 from threedgp.inference.cameras import mean_camera, posterior_cameras
 from threedgp.inference.grid import color_depth, make_grid, panels, to_uint8, video_columns
 from threedgp.inference.latents import Sample, StyleMapper, plan_samples
-from threedgp.inference.sampler import ViewOptions, Views, ViewSampler
+from threedgp.inference.sampler import ViewOptions, Views, ViewSampler, require_3d
 from threedgp.inference.video import open_video
 from threedgp.models.stylegan2 import StyleGAN2Generator
 
@@ -103,8 +103,8 @@ def short_video(
         VideoError, OSError: it could not be written; nothing is left behind.
     """
     samples = plan_samples(range(seed, seed + count), None, profile.data.num_classes)
+    require_3d(generator, "A video")
     sampler = _sampler(generator, profile)
-    sampler.require_3d("A video")
     with _evaluation(generator), open_video(path, "mp4", fps=VIDEO_FPS, crf=VIDEO_CRF) as add:
         ws, camera = _styles(sampler, profile, samples, data_angles)
         cameras = FrontCircle(num_frames=frames).cameras(camera.repeat_interleave(count))

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -157,10 +157,8 @@ class _Encoder:
         """Close the file and check it."""
         if self.process is None:
             raise ValueError("a video needs at least one frame")
-        try:
+        with suppress(OSError):  # a pipe that ffmpeg has left; its exit code tells
             self.process.stdin.close()
-        except OSError:
-            pass
         code = self.process.wait()
         if code == 0 and self.temporary.is_file() and self.temporary.stat().st_size > 0:
             return

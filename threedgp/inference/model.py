@@ -1,0 +1,153 @@
+"""A trained model with everything that rendering it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from threedgp.camera.camera import Camera
+from threedgp.config.schema import Profile
+from threedgp.data.dataset import read_description
+from threedgp.data.labels import DATASET_JSON
+from threedgp.data.source import open_source
+from threedgp.errors import CheckpointError, DataError, UsageError
+from threedgp.files import read_json
+from threedgp.inference.cameras import mean_camera, posterior_cameras
+from threedgp.inference.latents import Sample, StyleMapper
+from threedgp.models.generator import Generator
+from threedgp.models.stylegan2 import StyleGAN2Generator
+from threedgp.runs.catalog import checkpoint_nimg, read_manifest
+from threedgp.runs.run import load_generator, run_of
+
+WEIGHTS = "G_ema.safetensors"
+
+
+@dataclass
+class TrainedModel:
+    """A generator in evaluation mode and what is known about it.
+
+    Attributes:
+        generator: the averaged one.
+        profile: of its run.
+        run, checkpoint: names.
+        sha256: of the weights.
+        class_names: by number, where the training set is at hand and names them.
+        data_angles: [N, 3] camera angles of the training set, if it has them.
+    """
+
+    generator: Generator | StyleGAN2Generator
+    profile: Profile
+    run: str
+    checkpoint: str
+    sha256: str
+    class_names: list[str] | None = None
+    data_angles: Tensor | None = None
+
+    def __post_init__(self):
+        self._mapper: StyleMapper | None = None
+        self._mean: Camera | None = None
+
+    @classmethod
+    def load(cls, checkpoint: Path, device: torch.device | str, data: Path | None = None) -> TrainedModel:
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: its folder, inside a run.
+            device: where it goes.
+            data: its training set, which knows the names of the classes; None: not here.
+
+        Raises:
+            CheckpointError: damaged, of another profile, without an averaged generator, or not inside a run.
+            DataError: `data` cannot be read.
+        """
+        run = run_of(checkpoint)
+        files = read_manifest(checkpoint)["files"]
+        if WEIGHTS not in files:
+            raise CheckpointError(f"{checkpoint} has no averaged generator ({WEIGHTS}); it cannot be rendered.")
+        generator = load_generator(checkpoint, device)
+        names, angles = (None, None) if data is None else data_facts(data, run.profile.data.num_classes)
+        return cls(generator, run.profile, run.name, Path(checkpoint).name, files[WEIGHTS]["sha256"], names, angles)
+
+    @property
+    def kimg(self) -> str:
+        """Thousands of real images seen, for people."""
+        return f"{checkpoint_nimg(self.checkpoint) / 1000:g}"
+
+    @property
+    def is_2d(self) -> bool:
+        return isinstance(self.generator, StyleGAN2Generator)
+
+    def mean_camera(self) -> Camera:
+        """The canonical camera of all samples, see `threedgp.inference.cameras.mean_camera`."""
+        if self._mean is None:
+            self._mean = mean_camera(self.generator, self.profile, self.data_angles)
+        return self._mean
+
+    def canonical_cameras(self, samples: list[Sample], kind: str) -> Camera:
+        """The camera of each sample: the `mean` one, or a `posterior` one of its own."""
+        if kind == "mean":
+            return self.mean_camera().repeat_interleave(len(samples))
+        return posterior_cameras(self.generator, self.profile, samples, self.data_angles)
+
+    def styles(self, samples: list[Sample], psi: float) -> Tensor:
+        """Styles [S, num_ws, w_dim]. A mapping network that sees cameras is shown the mean one."""
+        if self._mapper is None:
+            sees_camera = self.generator.mapping.camera_encoding is not None
+            self._mapper = StyleMapper(self.generator.mapping, self.mean_camera().angles if sees_camera else None)
+        return self._mapper(samples, psi)
+
+    def caption(self, sample: Sample) -> str:
+        """What a sample is, in words."""
+        if sample.cls is None:
+            return f"seed {sample.seed}"
+        name = self.class_names[sample.cls] if self.class_names else f"class {sample.cls}"
+        return f"{name}, seed {sample.seed}"
+
+    def description(self, sample: Sample) -> dict[str, object]:
+        """What a sample is, for the JSON beside a render."""
+        entry: dict[str, object] = {"label": sample.label, "seed": sample.seed}
+        if sample.cls is not None:
+            entry["class"] = sample.cls
+            entry["class_name"] = self.class_names[sample.cls] if self.class_names else None
+        return entry
+
+
+def data_facts(path: Path, num_classes: int) -> tuple[list[str] | None, Tensor | None]:
+    """Names of the classes, and camera angles [N, 3], that a training set's dataset.json knows.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if path.is_dir():  # no need to list a large folder
+        description = read_json(path / DATASET_JSON) if (path / DATASET_JSON).is_file() else {}
+    else:
+        description = read_description(open_source(path))
+    if not isinstance(description, dict):
+        raise DataError(f"{path / DATASET_JSON} is not a JSON object.")
+    names = description.get("classes")
+    names = [str(name) for name in names] if isinstance(names, list) and len(names) == num_classes else None
+    try:
+        rows = [row for _, row in description.get("camera_angles") or []]
+        angles = torch.tensor(rows, dtype=torch.float32).reshape(-1, 3) if rows else None
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"{path}: camera_angles in dataset.json must be [path, [yaw, pitch, roll]] pairs.") from None
+    return names, angles
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, else the GPU where there is one.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"--device {name}: there is no such device here. Use cpu, cuda or cuda:NUMBER.") from None
+    return device
