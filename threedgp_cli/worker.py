@@ -7,25 +7,32 @@ import os
 import sys
 from pathlib import Path
 
-from threedgp_cli.console import progress, show_error
+from threedgp_cli.console import progress
 
 
-def main(folder: str, options: str) -> int:
-    """Train the run in `folder`; returns the exit code."""
+def main(folder: str, options: str = "{}") -> int:
+    """Train the run in `folder` with the launch options given as JSON; returns the exit code."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is reported in words below
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_this_machine)))
+
     from threedgp.errors import ThreeDGPError
     from threedgp.progress import NULL_PROGRESS
-    from threedgp.runs.run import Run
-    from threedgp.training.launch import STOP_FILE, LaunchOptions, StopRequest, stop_on_signals, train_here
+    from threedgp.runs.run import STOP_FILE, Run
+    from threedgp.training.launch import LaunchOptions, StopRequest, stop_on_signals, train_here
+    from threedgp.training.workers import end_with_parent, report_failure
 
+    end_with_parent()
     run = Run(Path(folder))
-    rank = int(os.environ.get("RANK", "0"))
+    shown = progress() if os.environ.get("RANK", "0") == "0" else NULL_PROGRESS
     with stop_on_signals(StopRequest(run.folder / STOP_FILE)) as request:
         try:
-            train_here(run, LaunchOptions(**json.loads(options)), request, progress() if rank == 0 else NULL_PROGRESS)
-        except ThreeDGPError as error:
-            if rank == 0:
-                show_error(str(error))
-            return error.exit_code
+            train_here(run, LaunchOptions(**json.loads(options)), request, shown)
+        except Exception as error:
+            report_failure(error)
+            if os.environ.get("THREEDGP_DEBUG"):
+                raise
+            return error.exit_code if isinstance(error, ThreeDGPError) else 1
     return 0
 
 

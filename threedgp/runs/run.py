@@ -7,7 +7,12 @@ runs/<profile>-<number>/
     log.jsonl         one line for each tick of training
     tensorboard/      the same for TensorBoard
     samples/          pictures made while training
+    data.json         which training set it uses
+    starts.jsonl      one line for each start: command, versions, machine; code/ holds the code of each
+    slurm/            scripts and logs of cluster jobs
     lock              held by the process that trains
+    stop              made by anyone to ask for a checkpoint and the end of training
+    DONE              made when the run has reached its end
 """
 
 from __future__ import annotations
@@ -40,6 +45,9 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.yaml"
+STOP_FILE = "stop"
+DONE_FILE = "DONE"
+DATA_FILE = "data.json"
 IMPORTED = "import.json"  # beside config.yaml: where an imported run's weights came from
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -1,22 +1,18 @@
-"""Starting a run's processes: in this one, or several through torchrun, on one machine or many.
+"""Training in this process, and the ways to ask it to stop.
 
-The run folder says everything the processes need. Stopping is a request, not a kill: whoever started the run leaves a
-file in the run folder, all processes write a checkpoint together and end normally.
+The run folder says everything a process needs. Stopping is a request, not a kill: all processes finish the iteration,
+write a checkpoint together and end normally. `threedgp.training.workers` starts several processes,
+`threedgp.training.slurm` jobs on a cluster.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,20 +20,15 @@ import torch
 from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
 from threedgp.data.dataset import open_training_set
-from threedgp.errors import DataError, ThreeDGPError
+from threedgp.errors import DataError, UsageError
 from threedgp.files import read_json, write_json
 from threedgp.progress import NULL_PROGRESS, Progress
-from threedgp.runs.run import Run
+from threedgp.runs.run import DATA_FILE, DONE_FILE, STOP_FILE, Run
 from threedgp.training.distributed import join_world
 from threedgp.training.log import RunLog
 from threedgp.training.trainer import Trainer, TrainingResult
 
-STOP_FILE = "stop"  # in the run folder: asks the processes to write a checkpoint and end
-DONE_FILE = "DONE"  # in the run folder: the run has reached its end; a chain of jobs stops here
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-DATA_FILE = "data.json"  # in the run folder: which training set it uses
-WORKER_MODULE = "threedgp_cli.worker"
-PR_SET_PDEATHSIG = 1
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,6 @@ class LaunchOptions:
         rendezvous: `host:port` of one of the machines when there are several.
         data: training set folder or zip, if not the workspace's.
         wandb: Weights & Biases project, if wanted.
-        threads: CPU threads of each process; None: cores divided by processes.
     """
 
     processes: int = 1
@@ -60,7 +50,6 @@ class LaunchOptions:
     rendezvous: str | None = None
     data: str | None = None
     wandb: str | None = None
-    threads: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -68,7 +57,11 @@ class LaunchOptions:
 
 
 class StopRequest:
-    """Asks a running training loop to write a checkpoint and end; remembers why."""
+    """Asks a running training loop to write a checkpoint and end; remembers which signal asked for it.
+
+    Args:
+        file: its existence is a request too.
+    """
 
     def __init__(self, file: Path | None = None):
         self.file = file
@@ -79,20 +72,38 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(request: StopRequest) -> Iterator[StopRequest]:
-    """Turn Ctrl-C and a scheduler's warning signals into a stop request; a second Ctrl-C interrupts at once."""
+def stop_on_signals(request: StopRequest, announce: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
+    """Turn Ctrl-C, a closed terminal and a scheduler's warning signals into a stop request.
 
-    def on_signal(number: int, frame: object) -> None:
-        if number == signal.SIGINT and request.signal is not None:
-            raise KeyboardInterrupt
-        request.signal = number
-        if request.file is not None:
-            request.file.touch()
+    A second Ctrl-C raises KeyboardInterrupt at once. Signals that were ignored before (nohup) stay ignored.
 
+    Args:
+        announce: called in a thread of its own when the first signal arrives.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, *STOP_SIGNALS)}
+    owner = os.getpid()
+
+    def on_signal(number: int, frame: object) -> None:
+        if os.getpid() != owner:  # a data loading process, forked with this handler: its parent decides
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if request.signal is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        request.signal = number
+        if number == signal.SIGHUP:
+            _forget_terminal()
+        threading.Thread(target=announce, daemon=True).start()  # a handler must not write to a stream in use
+
+    previous = {
+        number: signal.signal(number, on_signal)
+        for number in STOP_SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield request
     finally:
@@ -113,24 +124,44 @@ def train_here(
     """
     with join_world(options.device) as world:
         set_precision(run.profile.precision)
-        lock = run.lock() if world.is_main else nullcontext()
-        data = training_data(Workspace(run.folder.resolve().parents[1]), run.profile, run, options.data)
-        dataset = open_training_set(run.profile, data)
-        if world.is_main:
-            dataset.require_finite_embeddings()
-            record_data(run, data)
-        with lock:
+        with run.lock() if world.is_main else nullcontext():
+            data = training_data(Workspace(run.folder.resolve().parents[1]), run.profile, run, options.data)
+            dataset = open_training_set(run.profile, data)
+            if world.is_main:
+                dataset.require_finite_embeddings()
+                record_data(run, data)
+                for name in (STOP_FILE, DONE_FILE):  # of an earlier start
+                    (run.folder / name).unlink(missing_ok=True)
+            world.barrier()
             log = RunLog(run.folder, wandb_project=options.wandb, name=run.name) if world.is_main else None
             try:
                 trainer = Trainer(run, world, dataset, log=log, should_stop=request, progress=progress)
                 trainer.restore()
                 result = trainer.train()
             finally:
+                progress.finish()
                 if log is not None:
                     log.close()
-        if world.is_main and result.finished:
-            (run.folder / DONE_FILE).touch()
-        return result
+            if world.is_main:
+                (run.folder / STOP_FILE).unlink(missing_ok=True)
+                if result.finished:
+                    (run.folder / DONE_FILE).touch()
+            return result
+
+
+def require_free(run: Run) -> None:
+    """Refuse a run that another process is training.
+
+    Raises:
+        UsageError: says which process on which host, and how to stop it.
+    """
+    owner = run.holder()
+    if owner is not None:
+        name = f"process {owner['pid']} on host {owner['host']}" if "pid" in owner else "another process"
+        raise UsageError(
+            f"Run '{run.name}' is being trained by {name}. Let it finish, or ask it for a checkpoint and to stop with: "
+            f"touch {run.folder / STOP_FILE}"
+        )
 
 
 def training_data(workspace: Workspace, profile: Profile, run: Run | None, given: str | None = None) -> Path:
@@ -142,7 +173,10 @@ def training_data(workspace: Workspace, profile: Profile, run: Run | None, given
     if given is not None:
         return Path(given)
     if run is not None and (run.folder / DATA_FILE).is_file():
-        return Path(read_json(run.folder / DATA_FILE)["path"])
+        path = Path(read_json(run.folder / DATA_FILE)["path"])
+        if not path.exists():
+            raise DataError(f"Run '{run.name}' was trained on {path}, which is gone. Name its new place with --data.")
+        return path
     dataset = workspace.dataset(profile.data.dataset)
     path = dataset.resized(profile.data.resolution)
     packed = path.with_name(f"{path.name}.zip")
@@ -165,60 +199,10 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def worker_command(run: Run, options: LaunchOptions) -> list[str]:
-    """The torchrun command that starts this machine's processes."""
-    if options.nodes > 1:
-        meeting = [f"--nnodes={options.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={options.rendezvous}"]
-        meeting += [f"--rdzv-id={run.name}"]
-    else:
-        meeting = ["--standalone"]
-    return [
-        sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={options.processes}",
-        "-m", WORKER_MODULE, str(run.folder.resolve()), json.dumps(asdict(options)),
-    ]  # fmt: skip
-
-
-def run_workers(run: Run, options: LaunchOptions, request: StopRequest) -> None:
-    """Start this machine's processes and wait for them.
-
-    They run in a session of their own, so that Ctrl-C reaches only this process, which then asks them to stop. If this
-    process dies, they are asked to stop as well.
-
-    Raises:
-        ThreeDGPError: a process failed or was killed; its own message stands above.
-    """
-    (run.folder / STOP_FILE).unlink(missing_ok=True)
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.processes)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    process = subprocess.Popen(
-        worker_command(run, options), env=environment, start_new_session=True, preexec_fn=_end_with_parent
-    )
-    try:
-        code = wait_for(process)
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    finally:
-        (run.folder / STOP_FILE).unlink(missing_ok=True)
-    if code != 0:
-        raise ThreeDGPError(
-            f"Training stopped because one of its processes failed (exit code {code}); the reason stands above. "
-            f"Continue from the last checkpoint with: 3dgp resume {run.name}"
-        )
-
-
-def wait_for(process: subprocess.Popen, poll: Callable[[], None] = lambda: None) -> int:
-    """Wait for a process while signals can still be handled; returns its exit code."""
-    while True:
-        try:
-            return process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            poll()
-            time.sleep(0)
-
-
-def _end_with_parent() -> None:
-    """In the child: get SIGTERM when the parent dies, even by kill -9 (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _forget_terminal() -> None:
+    """Send output nowhere: writing to a closed terminal would fail before the checkpoint is written."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        if os.isatty(stream):
+            os.dup2(null, stream)
+    os.close(null)

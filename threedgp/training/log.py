@@ -68,11 +68,9 @@ class RunLog:
         self._board = _tensorboard(folder / "tensorboard")
         self._wandb = None
         if wandb_project is not None:
-            try:
-                import wandb
-            except ImportError:
-                raise UsageError("--wandb needs the package wandb. Install it with: pip install wandb") from None
-            self._wandb = wandb.init(project=wandb_project, name=name, dir=str(folder), resume="allow", id=name)
+            self._wandb = require_wandb().init(
+                project=wandb_project, name=name, dir=str(folder), resume="allow", id=name
+            )
 
     def tick(self, nimg: int, moments: dict[str, Moments]) -> None:
         """Write the statistics of a tick; NaN and infinity become null in the JSON line."""
@@ -99,6 +97,19 @@ class RunLog:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def require_wandb() -> Any:
+    """The wandb module.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError("--wandb needs the package wandb. Install it with: pip install wandb") from None
+    return wandb
 
 
 def _tensorboard(folder: Path) -> Any:
