@@ -6,10 +6,13 @@ their resolution changes. All functions take [batch, channels, height, width] an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+
+from threedgp.ops import native
 
 DEFAULT_TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -108,11 +111,19 @@ def upfirdn2d(
     up_x, up_y = _pair(up)
     down_x, down_y = _pair(down)
     batch, channels, height, width = x.shape
+    x0, x1, y0, y1 = _four(padding)
+    if native.library(x, f) is not None and not f.requires_grad:
+        taps = _separate(tuple(f.flatten().tolist()), f.shape[-1], f.ndim, flip_filter, gain)
+        size = (
+            (width * up_x + x0 + x1 - f.shape[-1]) // down_x + 1,
+            (height * up_y + y0 + y1 - f.shape[0]) // down_y + 1,
+        )
+        if taps is not None and min(size) > 0:
+            return _Fir.apply(x, *taps, (up_x, up_y), (down_x, down_y), (x0, y0), size)
     if up_x > 1 or up_y > 1:
         x = x.reshape(batch, channels, height, 1, width, 1)
         x = F.pad(x, [0, up_x - 1, 0, 0, 0, up_y - 1])
         x = x.reshape(batch, channels, height * up_y, width * up_x)
-    x0, x1, y0, y1 = _four(padding)
     if x0 or x1 or y0 or y1:
         x = F.pad(x, [x0, x1, y0, y1])
     kernel = f * gain ** (f.ndim / 2)
@@ -121,6 +132,46 @@ def upfirdn2d(
     if kernel.ndim == 2:
         return _depthwise(x, kernel, (down_y, down_x))
     return _depthwise(_depthwise(x, kernel[None, :], (1, down_x)), kernel[:, None], (down_y, 1))
+
+
+MOST_NATIVE_TAPS = 64
+
+
+@functools.lru_cache(maxsize=256)
+def _separate(
+    values: tuple[float, ...], width: int, ndim: int, flip: bool, gain: float
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The taps along x and y, to be correlated, of a filter that is a product of two; None for one that is not."""
+    kernel = torch.tensor(values, dtype=torch.float64).reshape(-1, width)
+    if ndim == 1:
+        kernel = torch.outer(kernel[0], kernel[0])
+    if not flip:
+        kernel = kernel.flip([0, 1])
+    total = kernel.sum()
+    if max(kernel.shape) > MOST_NATIVE_TAPS or total == 0:
+        return None
+    taps_x, taps_y = kernel.sum(dim=0) / total, kernel.sum(dim=1)
+    if not torch.allclose(torch.outer(taps_y, taps_x), kernel, rtol=1e-6, atol=1e-7 * kernel.abs().max().item()):
+        return None
+    return taps_x.float(), (taps_y * gain).float()
+
+
+class _Fir(torch.autograd.Function):
+    """The native form of `upfirdn2d`; its transpose is the same function with up and down, front and back swapped."""
+
+    @staticmethod
+    def forward(ctx, x, taps_x, taps_y, up, down, padding, size):
+        ctx.save_for_backward(taps_x, taps_y)
+        ctx.settings = up, down, padding, (x.shape[3], x.shape[2])
+        return torch.ops.threedgp.fir(x, taps_x, taps_y, up, down, padding, size)
+
+    @staticmethod
+    def backward(ctx, grad):
+        taps_x, taps_y = ctx.saved_tensors
+        up, down, (x0, y0), size = ctx.settings
+        padding = (len(taps_x) - 1 - x0, len(taps_y) - 1 - y0)
+        grad_x = _Fir.apply(grad, taps_x.flip(0), taps_y.flip(0), down, up, padding, size)
+        return grad_x, None, None, None, None, None, None
 
 
 def upsample2d(

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from threedgp.ops import native
+from threedgp.ops.activation import bias_act
 
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))
 """For each plane the point coordinates that index its columns and its rows: (x, y), (x, z), (y, z)."""
@@ -35,6 +39,8 @@ def sample_triplanes(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor
         raise ValueError(
             f"expected planes [B, 3, F, H, W] and points [B, M, 3], got {tuple(planes.shape)} and {tuple(points.shape)}"
         )
+    if features <= MOST_NATIVE_FEATURES and native.library(planes, points) is not None:
+        return _Triplane.apply(planes, points)
     grid = torch.stack([points[..., axes] for axes in PLANE_AXES], dim=1)  # [B, 3, M, 2]
     grid = grid.reshape(batch * 3, 1, -1, 2).to(planes.dtype)
     sampled = F.grid_sample(
@@ -45,3 +51,86 @@ def sample_triplanes(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor
         align_corners=True,
     )  # [B·3, F, 1, M]
     return sampled.reshape(batch, 3, features, -1).mean(dim=1).transpose(1, 2)
+
+
+def sample_field(
+    planes: torch.Tensor,
+    points: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    *,
+    alpha: float = 0.2,
+    gain: float = 2.0**0.5,
+) -> torch.Tensor:
+    """A two-layer network of the tri-plane features at each point: `gain · lrelu(f w1ᵀ + b1) w2ᵀ + b2`.
+
+    The native form never stores features or hidden units; its backward pass computes them again.
+
+    Args:
+        planes, points: as in `sample_triplanes`.
+        w1, b1: [hidden, F], [hidden]; w2, b2: [outputs, hidden], [outputs]; as they are applied.
+        alpha: negative slope of the hidden units.
+        gain: factor on them.
+
+    Returns:
+        [B, M, outputs]. Differentiable once in everything.
+    """
+    if planes.shape[2] <= MOST_NATIVE_FEATURES and native.library(planes, points, w1, b1, w2, b2) is not None:
+        return _Field.apply(planes, points, w1, b1, w2, b2, alpha, gain)
+    hidden = F.linear(sample_triplanes(planes, points), w1, b1)
+    return F.linear(bias_act(hidden, act="lrelu", alpha=alpha, gain=gain, dim=-1), w2, b2)
+
+
+MOST_NATIVE_FEATURES = 256
+
+
+def _channels_last(planes: torch.Tensor) -> torch.Tensor:
+    """[B, 3, F, H, W] -> [B, H, W, 3, F] in float32: a mere view of what a channels-last network makes."""
+    return planes.permute(0, 3, 4, 1, 2).float()
+
+
+class _Triplane(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, planes, points):
+        ctx.save_for_backward(planes, points)
+        return torch.ops.threedgp.triplane(_channels_last(planes), points.float()).to(planes.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        planes, points = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        grad_planes, grad_points = torch.ops.threedgp.triplane_backward(
+            grad, _channels_last(planes), points.float(), *wanted
+        )
+        return (
+            grad_planes.permute(0, 3, 4, 1, 2).to(planes.dtype) if wanted[0] else None,
+            grad_points.to(points.dtype) if wanted[1] else None,
+        )
+
+
+class _Field(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, planes, points, w1, b1, w2, b2, alpha, gain):
+        ctx.save_for_backward(planes, points, w1, b1, w2, b2)
+        ctx.settings = alpha, gain
+        values = torch.ops.threedgp.field(_channels_last(planes), points.float(), w1, b1, w2, b2, alpha, gain)
+        return values.to(planes.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        planes, points, *network = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        grad_planes, grad_points, *grads = torch.ops.threedgp.field_backward(
+            grad, _channels_last(planes), points.float(), *network, *ctx.settings, *wanted[:2]
+        )
+        return (
+            grad_planes.permute(0, 3, 4, 1, 2).to(planes.dtype) if wanted[0] else None,
+            grad_points.to(points.dtype) if wanted[1] else None,
+            *(g.to(value.dtype) for g, value in zip(grads, network, strict=True)),
+            None,
+            None,
+        )

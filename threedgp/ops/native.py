@@ -1,0 +1,173 @@
+"""Native CPU operations: compiled from the C++ sources beside this file on first use, and kept.
+
+Every operation has a plain PyTorch twin that defines it; callers ask `library(...)` and take the plain way when it
+returns None: no compiler, other devices and types, a traced graph, or THREEDGP_NATIVE=0 in the environment.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ENVIRONMENT_VARIABLE = "THREEDGP_NATIVE"
+SOURCES = Path(__file__).parent / "csrc"
+FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"]
+TYPES = (torch.float32, torch.bfloat16)
+
+log = logging.getLogger("threedgp")
+_disabled = 0
+
+
+def library(*tensors: Tensor | None) -> Any:
+    """The native operations, if they exist here and can work on these tensors; else None."""
+    if _disabled or torch.compiler.is_compiling():
+        return None
+    for tensor in tensors:
+        if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype not in TYPES):
+            return None
+    return _load()
+
+
+class plain:
+    """While this context lasts, every operation takes its plain PyTorch form.
+
+    Example:
+        >>> with plain():
+        ...     library() is None
+        True
+    """
+
+    def __enter__(self) -> None:
+        global _disabled
+        _disabled += 1
+
+    def __exit__(self, *_) -> None:
+        global _disabled
+        _disabled -= 1
+
+
+def available() -> bool:
+    """Whether native operations are used on this machine; builds them when that has not happened yet."""
+    return _load() is not None
+
+
+@functools.cache
+def _load() -> Any:
+    if os.environ.get(ENVIRONMENT_VARIABLE, "1").lower() in ("0", "off", "false", "no"):
+        return None
+    try:
+        torch.ops.load_library(str(_built()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        log.warning("Training and rendering use plain PyTorch, which is slower: %s", reason[0])
+        return None
+    return torch.ops.threedgp
+
+
+def cache_folder() -> Path:
+    """Where compiled operations are kept: $THREEDGP_CACHE/native, by default ~/.cache/threedgp/native."""
+    root = os.environ.get("THREEDGP_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "threedgp") / "native"
+
+
+def _built() -> Path:
+    """The compiled library for this source, PyTorch, compiler and processor."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or shutil.which(compiler.split()[0]) is None:
+        raise OSError("no C++ compiler was found (install g++)")
+    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cpp", ".h"))
+    key = hashlib.sha256()
+    version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True, check=True).stdout
+    for part in (torch.__version__, platform.machine(), _processor(), version, *FLAGS):
+        key.update(part.encode() + b"\0")
+    for path in sources:
+        key.update(path.read_bytes() + b"\0")
+    folder = cache_folder()
+    target = folder / f"threedgp-{key.hexdigest()[:20]}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "lock"):
+            if not target.exists():  # another process may have been faster
+                _compile(compiler, [path for path in sources if path.suffix == ".cpp"], target)
+    return target
+
+
+def _processor() -> str:
+    """What decides which instructions the compiler may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+def _locked(path: Path):
+    """A lock between processes that a killed one cannot leave behind."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def hold():
+        import fcntl
+
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    return hold()
+
+
+def _compile(compiler: str, sources: list[Path], target: Path) -> None:
+    log.info("Compiling native operations, once on this machine")
+    flags = list(FLAGS)
+    if platform.system() == "Linux":
+        flags.append("-fopenmp")  # PyTorch's own OpenMP library is found at load time; linking a second one is not good
+    flags.append("-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
+    if "avx512" in _processor():
+        flags.append("-mprefer-vector-width=512")
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        root = Path(torch.__file__).parent / "include"
+        includes = [f"-isystem{path}" for path in (root, root / "torch" / "csrc" / "api" / "include")]
+        abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
+        libraries = Path(torch.__file__).parent / "lib"
+        lines = [
+            "ninja_required_version = 1.5",
+            f"cxx = {compiler}",
+            f"flags = -fPIC {abi} {' '.join(includes)} {' '.join(flags)}",
+            "rule compile\n  command = $cxx $flags -c $in -o $out",
+            "rule link\n  command = $cxx -shared $in -L"
+            + str(libraries)
+            + (" -undefined dynamic_lookup" if platform.system() == "Darwin" else "")
+            + " -lc10 -ltorch_cpu -o $out",
+        ]
+        objects = [f"{source.stem}.o" for source in sources]
+        lines += [f"build {made}: compile {source}" for made, source in zip(objects, sources, strict=True)]
+        lines += [f"build library.so: link {' '.join(objects)}", "default library.so", ""]
+        (Path(work) / "build.ninja").write_text("\n".join(lines))
+        result = subprocess.run([*_ninja(), "-C", work], capture_output=True, text=True)
+        if result.returncode:
+            log.debug("%s", result.stdout + result.stderr)
+            raise OSError("the native operations do not compile here (set logging to debug for the compiler's output)")
+        os.replace(Path(work) / "library.so", target)
+
+
+def _ninja() -> list[str]:
+    try:
+        import ninja
+
+        return [str(Path(ninja.BIN_DIR) / "ninja")]
+    except ImportError:
+        found = shutil.which("ninja")
+        if found is None:
+            raise OSError("ninja is missing (pip install ninja)") from None
+        return [found]
