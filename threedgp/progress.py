@@ -8,11 +8,12 @@ from typing import Protocol
 class Progress(Protocol):
     """A listener for one piece of long work at a time.
 
-    Call `start` once, `advance` per finished item, `status` for a few words beside the bar (the newest losses), `note` for a sentence worth reading (a skipped file, a fallback),
-    `finish` at the end. The command line draws a bar on a terminal and plain lines in a pipe.
+    Call `start` once (`done` items were finished before and do not count for the rate), `advance` per finished item,
+    `status` for a few words beside the bar (the newest losses), `note` for a sentence worth reading (a skipped file, a
+    fallback), `finish` at the end. The command line draws a bar on a terminal and plain lines in a pipe.
     """
 
-    def start(self, label: str, total: int | None = None, unit: str = "images") -> None: ...
+    def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None: ...
 
     def advance(self, count: int = 1) -> None: ...
 
@@ -26,7 +27,7 @@ class Progress(Protocol):
 class NullProgress:
     """Listens and says nothing: the default of every library function."""
 
-    def start(self, label: str, total: int | None = None, unit: str = "images") -> None:
+    def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None:
         pass
 
     def advance(self, count: int = 1) -> None:

@@ -2,6 +2,6 @@
 
 import os
 
-# Before anything loads OpenMP: idle threads sleep instead of spinning. Where processes outnumber cores (several training
-# processes, data loaders, a shared machine) spinning threads hold up the ones that work, up to fifty times.
+# Before anything loads OpenMP: idle threads sleep instead of spinning. Where processes outnumber cores (several
+# training processes, data loaders, a shared machine) spinning threads hold up those that work, up to fifty times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -97,10 +97,11 @@ class ConsoleProgress:
         self.task: Any = None
         self.finish()
 
-    def start(self, label: str, total: int | None = None, unit: str = "images") -> None:
+    def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None:
         self.finish()
         self.label, self.total, self.unit, self.text = label, total, unit, ""
-        self.done, self.began, self.last = 0, time.monotonic(), time.monotonic()
+        self.done = self.before = done
+        self.began, self.last = time.monotonic(), time.monotonic()
         if self.console.is_terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -114,20 +115,22 @@ class ConsoleProgress:
                 console=self.console,
                 transient=False,
             )
-            self.task = self.bar.add_task(label, total=total, rate="", status="")
+            self.task = self.bar.add_task(label, total=total, completed=done, rate="", status="")
             self.bar.start()
         else:
-            self._line(f"{label}: {'' if total is None else f'{total} '}{unit}")
+            later = f", {done} of them done" if done else ""
+            self._line(f"{label}: {'' if total is None else f'{total} '}{unit}{later}")
 
     def advance(self, count: int = 1) -> None:
         self.done += count
         elapsed = max(time.monotonic() - self.began, 1e-9)
-        rate = f"{self.done / elapsed:.1f} {self.unit}/s"
+        fresh = self.done - self.before
+        rate = f"{fresh / elapsed:.1f} {self.unit}/s"
         if self.bar is not None:
             self.bar.update(self.task, advance=count, rate=rate)
         elif self.label is not None and time.monotonic() - self.last >= self.PLAIN_SECONDS:
             self.last = time.monotonic()
-            left = "" if not self.total else f", {_duration((self.total - self.done) * elapsed / self.done)} left"
+            left = "" if not self.total else f", {_duration((self.total - self.done) * elapsed / max(fresh, 1))} left"
             count = f"{self.done}{'' if self.total is None else f'/{self.total}'}"
             self._line(f"{self.label}: {count} ({rate}{left}) {self.text}".rstrip())
 
@@ -144,7 +147,7 @@ class ConsoleProgress:
             self.bar.stop()
         elif getattr(self, "label", None) is not None:
             elapsed = time.monotonic() - self.began
-            self._line(f"{self.label}: {self.done} {self.unit} in {_duration(elapsed)}")
+            self._line(f"{self.label}: {self.done - self.before} {self.unit} in {_duration(elapsed)}")
         self.bar = None
         self.label: str | None = None
 
