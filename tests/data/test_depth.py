@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 
 import numpy as np
@@ -71,6 +72,16 @@ run_depth({str(root / "images")!r}, {str(root / "killed")!r}, EstimatorSpec("syn
     assert 0 < len(list((root / "killed").rglob("*_depth.png"))) < 13
     run_depth(root / "images", root / "killed", SYNTHETIC, batch_size=4, jobs=2)
     assert contents(root / "killed") == contents(root / "depth")
+
+
+def test_a_zip_gives_the_same_maps(estimated, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", estimated[0] / "images")
+    for _ in range(2):
+        assert run_depth(archive, tmp_path / "depth", SYNTHETIC, batch_size=4, jobs=2).images == estimated[3].images
+    maps, expected = contents(tmp_path / "depth"), contents(estimated[0] / "depth")
+    assert {name: data for name, data in maps.items() if name != "manifest.json"} == {
+        name: data for name, data in expected.items() if name != "manifest.json"
+    }
 
 
 def test_several_processes_give_the_same_bytes(estimated):

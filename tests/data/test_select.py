@@ -191,6 +191,18 @@ def test_depth_maps_travel_with_their_photos(tmp_path):
     assert len(placed.names) == 2
 
 
+def test_a_zip_is_selected_by_copying(tmp_path):
+    make_photos(tmp_path / "images", count=4)
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "images")
+    run_select(archive, tmp_path / "out", keep=2, **OFFLINE)
+    run_select(tmp_path / "images", tmp_path / "same", keep=2, **OFFLINE)
+    names = open_source(tmp_path / "out").names
+    assert names == open_source(tmp_path / "same").names
+    assert all((tmp_path / "out" / n).read_bytes() == (tmp_path / "images" / n).read_bytes() for n in names)
+    with pytest.raises(UsageError, match="cannot be linked"):
+        run_select(archive, tmp_path / "linked", link="hardlink", **OFFLINE)
+
+
 def test_missing_weights_leave_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("THREEDGP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

@@ -113,6 +113,19 @@ def test_any_timm_model_with_its_weights(tmp_path):
         assert relative_error(extractor(images), expected) < 1e-5
 
 
+def test_the_hub_cache_is_used_unless_the_user_says_otherwise(tmp_path, monkeypatch):
+    import timm
+    from safetensors.torch import save_file
+
+    model = "mobilenetv3_small_050.lamb_in1k"
+    save_file(timm.create_model(model).state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr("threedgp.pretrained.embedder._hub_copy", lambda config: tmp_path / "model.safetensors")
+    assert build_extractor(model).dim == 1024
+    monkeypatch.setenv("THREEDGP_MOBILENETV3_SMALL_050_LAMB_IN1K_WEIGHTS", str(tmp_path / "gone.pth"))
+    with pytest.raises(WeightsError, match=r"gone\.pth, are not a file"):
+        build_extractor(model)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="does not fit the network"):

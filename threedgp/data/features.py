@@ -142,6 +142,7 @@ def report_finished(table: FeatureTable, on_skip: Callable[[str, str], None], pr
         on_skip(name, reason)
     progress.advance(len(table.names))
     progress.finish()
+    shutil.rmtree(_partial_folder(table.path), ignore_errors=True)  # of a run killed while it tidied up
 
 
 def fingerprint(source: ImageSource) -> str:
@@ -202,11 +203,15 @@ def _mark_path(path: Path) -> Path:
     return path.with_name(f".{path.name.removesuffix('.memmap')}_source.json")
 
 
+def _partial_folder(path: Path) -> Path:
+    return path.with_name(f".{path.name.removesuffix('.memmap')}.partial")
+
+
 class _Partial:
     """An unfinished table: `.NAME.partial/` with the rows so far, one byte per finished batch, and the skipped."""
 
     def __init__(self, path: Path, identity: dict[str, Any], num: int, batch_size: int):
-        self.folder = path.with_name(f".{path.name.removesuffix('.memmap')}.partial")
+        self.folder = _partial_folder(path)
         self.rows_path, self.done_path = self.folder / "rows.bin", self.folder / "done.bin"
         self.num, self.dim, self.batch_size = num, identity["dim"], batch_size
         num_batches = -(-num // batch_size)

@@ -8,6 +8,7 @@ returns float32 [batch, dim] on the extractor's device.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -195,7 +196,7 @@ def _timm_extractor(name: str, weights: Path | str | None, options: dict, device
     config = _timm_config(tagged)
     file = _timm_file(name, config)
     hub = _hub_copy(config)
-    if weights is None and hub is not None and not _has_own_copy(file):
+    if weights is None and hub is not None and not os.environ.get(file.variable) and not _has_own_copy(file):
         weights = hub
     if weights is not None and Path(weights).suffix == ".safetensors":
         file = replace(file, sha256=None)  # the published digits belong to the pickled form of the same weights
