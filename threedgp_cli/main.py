@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from threedgp_cli import bench, data, evaluate, profiles, runs, train
+from threedgp_cli import bench, bench_eval, class_scores, data, demo, doctor, evaluate, profiles, render, runs, train
 from threedgp_cli.console import DATA_PANEL, HELP_PANEL, RESULT_PANEL, run_app
 
 app = typer.Typer(
@@ -19,12 +19,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Add --debug to any command for full tracebacks.",
 )
+demo.register(app, HELP_PANEL)
 app.add_typer(data.app, name="data", rich_help_panel=DATA_PANEL)
 train.register(app)
 runs.register(app)
+class_scores.register(evaluate.app)
 app.add_typer(evaluate.app, name="eval", rich_help_panel=RESULT_PANEL)
+app.add_typer(render.app, name="render", rich_help_panel=RESULT_PANEL)
+bench_eval.register(bench.app)
 app.add_typer(bench.app, name="bench", rich_help_panel=HELP_PANEL)
 app.add_typer(profiles.app, name="profiles", rich_help_panel=HELP_PANEL)
+doctor.register(app, HELP_PANEL)
 
 
 @app.callback(invoke_without_command=True)

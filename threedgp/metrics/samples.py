@@ -110,6 +110,32 @@ class Sampler:
         return to_uint8(img[:, :3])
 
     @torch.no_grad()
+    def turned_views(self, numbers: Sequence[int], turns: Sequence[float]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The same samples from their own cameras turned about them: (uint8 RGB [B, 3, S, S], depth [B, S, S]) a turn.
+
+        Args:
+            numbers: samples.
+            turns: angles in radians added to the yaw of each sample's posterior camera; 0 is the sample as it is.
+
+        Raises:
+            UsageError: a 2D model.
+        """
+        require_depth(self.generator)
+        latents = self.latents(numbers)
+        z, c, camera = latents.z.to(self.device), latents.c.to(self.device), latents.camera.to(self.device)
+        randoms = [self._random(number, NOISE, self.device) for number in numbers]
+        camera = self.generator.adapt_camera(camera, z, c)
+        planes = self._planes(z, c, camera, randoms)
+        options, side = self.generator.render_options, self.generator.img_resolution
+        draws = ray_draws(side * side, options, randoms)
+        views = []
+        for turn in turns:
+            angles = camera.angles + torch.tensor([turn, 0.0, 0.0], device=self.device)
+            output = self.generator.render(planes, replace(camera, angles=angles), draws=draws)
+            views.append((to_uint8(output.img), output.depth[:, 0]))
+        return views
+
+    @torch.no_grad()
     def frontal_depths(
         self, numbers: Sequence[int], *, cut_quantile: float = CUT_QUANTILE, adaptor: bool = True
     ) -> torch.Tensor:
