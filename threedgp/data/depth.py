@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -105,17 +105,8 @@ def run_depth(
         if estimator is not None:
             outcomes = estimate(photos, names, target, estimator, batch_size, colormap, jobs or available_cores())
         else:
-            job = {
-                "source": str(Path(source).resolve()),
-                "target": str(target.resolve()),
-                "spec": asdict(spec),
-                "device": device,
-                "batch_size": batch_size,
-                "colormap": colormap,
-                "jobs": jobs or max(1, available_cores() // gpus),
-            }
-            lines = run_shards(WORKER_MODULE, job, gpus, target / SHARDS_FOLDER)
-            outcomes = (Outcome(line["name"], line["reason"]) for line in lines)
+            job = {"device": device, "batch_size": batch_size, "colormap": colormap, "jobs": jobs}
+            outcomes = _estimate_shared(Path(source), target, spec, gpus, job)
         with plain_os_errors():
             for outcome in outcomes:
                 if outcome.reason is None:
@@ -178,6 +169,16 @@ def estimate(
             yield from (future.result() for future in writing)  # of the batch before
             writing = [writers.submit(write, item) for item in predicted if item[0].name in missing]
         yield from (future.result() for future in writing)
+
+
+def _estimate_shared(
+    source: Path, target: Path, spec: EstimatorSpec, processes: int, options: dict[str, Any]
+) -> Iterator[Outcome]:
+    """`estimate` by several processes; see `depth_worker` for the other side."""
+    job = options | {"source": str(source.resolve()), "target": str(target.resolve()), "spec": asdict(spec)}
+    job["jobs"] = options["jobs"] or max(1, available_cores() // processes)
+    for line in run_shards(WORKER_MODULE, job, processes, target / SHARDS_FOLDER):
+        yield Outcome(line["name"], line["reason"])
 
 
 def _check_devices(device: str, gpus: int) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from threedgp.data.ahead import available_cores
-from threedgp.data.features import compute_features, find_features, report_finished
+from threedgp.data.features import compute_features, find_or_build
 from threedgp.data.source import open_source
-from threedgp.data.stage import Stage, StageReport, plain_os_errors
+from threedgp.data.stage import Stage, StageReport
 from threedgp.errors import UsageError
-from threedgp.files import sha256_of
 from threedgp.pretrained.names import canonical_name
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -54,30 +53,22 @@ def run_embed(
     if batch_size < 1:
         raise UsageError(f"The batch must hold at least 1 image, not {batch_size}.")
     images, path = open_source(source), embeddings_path(output, model)
-    wanted: dict[str, Any] = {"model": canonical_name(model), "square": None}
-    if weights is not None and Path(weights).is_file():
-        wanted["weights_sha256"] = sha256_of(weights)
+    found = find_or_build(
+        images, path, model, weights, device=device, download=download, allow_unverified=allow_unverified,
+        progress=progress,
+    )  # fmt: skip
     stage = Stage("embed", Path(source), Path(output), {}, on_error, max_errors, progress)
     stage.manifest = f"{path.stem}_manifest.json"
-    table = find_features(images, path, wanted)
-    if table is not None:
-        report_finished(table, stage.skip, progress)
-    else:
-        from threedgp.pretrained.embedder import build_extractor
-
-        options = {"download": download, "allow_unverified": allow_unverified, "progress": progress}
-        extractor = build_extractor(model, weights, device=device, **options)
-        with plain_os_errors():
-            table = compute_features(
-                images,
-                path,
-                extractor,
-                batch_size=batch_size,
-                jobs=jobs or available_cores(),
-                on_skip=stage.skip,
-                label=f"Embedding with {extractor.name}",
-                progress=progress,
-            )
+    table = compute_features(
+        images,
+        path,
+        found,
+        batch_size=batch_size,
+        jobs=jobs or available_cores(),
+        on_skip=stage.skip,
+        label=f"Embedding with {canonical_name(model)}",
+        progress=progress,
+    )
     stage.arguments = table.identity
     stage.extra = {"embeddings": path.name, "dim": table.dim}
     stage.images = len(table.names)

@@ -20,8 +20,10 @@ from threedgp.data.ahead import map_ahead
 from threedgp.data.images import decode_image, open_image
 from threedgp.data.resize import square_image
 from threedgp.data.source import ImageSource
+from threedgp.data.stage import plain_os_errors
 from threedgp.errors import DataError, ThreeDGPError
-from threedgp.files import append_json_line, atomic_open, read_json, read_json_lines, write_json
+from threedgp.files import append_json_line, atomic_open, read_json, read_json_lines, sha256_of, write_json
+from threedgp.pretrained.names import canonical_name
 from threedgp.progress import NULL_PROGRESS, Progress
 
 if TYPE_CHECKING:
@@ -77,10 +79,40 @@ def find_features(source: ImageSource, path: Path | str, wanted: dict[str, Any])
     return FeatureTable(path, names, dim, seen["skipped"], seen["identity"])
 
 
+def find_or_build(
+    source: ImageSource,
+    path: Path | str,
+    model: str,
+    weights: Path | str | None = None,
+    *,
+    square: int | None = None,
+    device: str = "cpu",
+    download: bool = False,
+    allow_unverified: bool = False,
+    progress: Progress = NULL_PROGRESS,
+) -> FeatureTable | FeatureExtractor:
+    """The finished table of `model`, else the network that can make it. Writes nothing.
+
+    A network is only built (and PyTorch only imported) when there is work for it. See `build_extractor` for the
+    arguments and errors.
+    """
+    wanted: dict[str, Any] = {"model": canonical_name(model), "square": square}
+    if weights is not None and Path(weights).is_file():
+        wanted["weights_sha256"] = sha256_of(weights)
+    table = find_features(source, path, wanted)
+    if table is not None:
+        return table
+    from threedgp.pretrained import embedder
+
+    return embedder.build_extractor(
+        model, weights, download=download, device=device, allow_unverified=allow_unverified, progress=progress
+    )
+
+
 def compute_features(
     source: ImageSource,
     path: Path | str,
-    extractor: FeatureExtractor,
+    found: FeatureTable | FeatureExtractor,
     *,
     square: int | None = None,
     batch_size: int = 32,
@@ -89,13 +121,14 @@ def compute_features(
     label: str = "Computing features",
     progress: Progress = NULL_PROGRESS,
 ) -> FeatureTable:
-    """Compute the features of every picture of `source` into a table at `path`.
+    """Compute the features of every picture of `source` into a table at `path`, unless it is there.
 
     A killed run leaves `.NAME.partial/` beside `path`; the next one goes on there and ends with the same bytes,
     because the batches are cut the same way.
 
     Args:
         path: the `.memmap` file; its description will lie beside it.
+        found: what `find_or_build` returned. A finished table is only reported.
         square: centre-crop and Lanczos-resize pictures to this side first; None to take them as they are.
         batch_size: pictures shown to the network at once; part of the identity.
         jobs: threads that read and decode.
@@ -103,9 +136,12 @@ def compute_features(
             may raise to stop.
 
     Raises:
-        DataError: nothing could be decoded, or the network returned NaN.
+        DataError: nothing could be decoded, the network returned NaN, or the disk is full.
     """
-    path, names = Path(path), source.names
+    if isinstance(found, FeatureTable):
+        _report_finished(found, on_skip, progress)
+        return found
+    extractor, path, names = found, Path(path), source.names
     identity = {
         "model": extractor.name,
         "weights_sha256": extractor.weights_sha256,
@@ -115,7 +151,24 @@ def compute_features(
         "batch": batch_size,
     }
     mark = fingerprint(source)
-    work = _Partial(path, {**identity, "fingerprint": mark, "dim": extractor.dim}, len(names), batch_size)
+    with plain_os_errors():
+        work = _Partial(path, {**identity, "fingerprint": mark, "dim": extractor.dim}, len(names), batch_size)
+        _fill(work, source, extractor, square, jobs, on_skip, label, progress)
+        return work.publish(path, names, identity, mark)
+
+
+def _fill(
+    work: _Partial,
+    source: ImageSource,
+    extractor: FeatureExtractor,
+    square: int | None,
+    jobs: int,
+    on_skip: Callable[[str, str], None],
+    label: str,
+    progress: Progress,
+) -> None:
+    """Compute the batches that are still open."""
+    names, batch_size = source.names, work.batch_size
     progress.start(label, len(names))
     try:
         progress.advance(work.num_done - len(work.skipped))
@@ -132,17 +185,6 @@ def compute_features(
             progress.advance(len(pictures) - len(broken))
     finally:
         progress.finish()
-    return work.publish(path, names, identity, mark)
-
-
-def report_finished(table: FeatureTable, on_skip: Callable[[str, str], None], progress: Progress) -> None:
-    """Tell of a table that was there before what `compute_features` would have told."""
-    progress.start(f"{table.path.stem} features are up to date", len(table.names) + len(table.skipped))
-    for name, reason in table.skipped.items():
-        on_skip(name, reason)
-    progress.advance(len(table.names))
-    progress.finish()
-    shutil.rmtree(_partial_folder(table.path), ignore_errors=True)  # of a run killed while it tidied up
 
 
 def fingerprint(source: ImageSource) -> str:
@@ -156,6 +198,16 @@ def fingerprint(source: ImageSource) -> str:
 def description_path(path: Path) -> Path:
     """`NAME.memmap` -> `NAME_desc.json`."""
     return path.with_name(path.name.removesuffix(".memmap") + "_desc.json")
+
+
+def _report_finished(table: FeatureTable, on_skip: Callable[[str, str], None], progress: Progress) -> None:
+    """Tell of a table that was there before what `compute_features` would have told."""
+    progress.start(f"{table.path.stem} features are up to date", len(table.names) + len(table.skipped))
+    for name, reason in table.skipped.items():
+        on_skip(name, reason)
+    progress.advance(len(table.names))
+    progress.finish()
+    shutil.rmtree(_partial_folder(table.path), ignore_errors=True)  # of a run killed while it tidied up
 
 
 def _extract(extractor: FeatureExtractor, pictures: list[np.ndarray]) -> np.ndarray:

@@ -13,12 +13,12 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from threedgp.data.ahead import available_cores, map_ahead
-from threedgp.data.features import FeatureTable, compute_features, find_features, report_finished
+from threedgp.data.features import FeatureTable, compute_features, find_or_build
 from threedgp.data.images import write_bytes
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
@@ -26,7 +26,7 @@ from threedgp.data.montage import draw_montage
 from threedgp.data.source import FolderSource, ImageSource, class_of, depth_name_of, open_source
 from threedgp.data.stage import Stage, StageReport, plain_os_errors
 from threedgp.errors import DataError, UsageError
-from threedgp.files import atomic_path, sha256_of, write_json
+from threedgp.files import atomic_path, write_json
 from threedgp.pretrained.names import INCEPTION_NAME, canonical_name
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -106,43 +106,18 @@ def run_select(
     if link != "copy" and not isinstance(photos, FolderSource):
         raise UsageError(f"Files inside {photos.root.name} cannot be linked: use copies.")
     per_class = all(class_of(name) for name in photos.names) if per_class is None else per_class
-
-    model = canonical_name(extractor)
-    cache = target / ".features" / f"{model.replace('/', '_')}-{square}.memmap"
-    wanted: dict[str, Any] = {"model": model, "square": square}
-    if weights is not None and Path(weights).is_file():
-        wanted["weights_sha256"] = sha256_of(weights)
-    table, network = find_features(photos, cache, wanted), None
-    if table is None:
-        from threedgp.pretrained.embedder import build_extractor
-
-        options = {"download": download, "allow_unverified": allow_unverified, "progress": progress}
-        network = build_extractor(model, weights, device=device, **options)
-
+    cache = target / ".features" / f"{canonical_name(extractor).replace('/', '_')}-{square}.memmap"
+    found = find_or_build(
+        photos, cache, extractor, weights, square=square, device=device, download=download,
+        allow_unverified=allow_unverified, progress=progress,
+    )  # fmt: skip
     stage = Stage.begin(
-        "select",
-        photos.root,
-        target,
-        {"link": link},
+        "select", photos.root, target, {"link": link}, on_error=on_error, max_errors=max_errors, progress=progress,
         overwrite=True,  # a new choice only adds and removes files; the costly features stay
-        on_error=on_error,
-        max_errors=max_errors,
-        progress=progress,
+    )  # fmt: skip
+    table = compute_features(
+        photos, cache, found, square=square, batch_size=batch_size, jobs=jobs, on_skip=stage.skip, progress=progress
     )
-    if table is not None:
-        report_finished(table, stage.skip, progress)
-    else:
-        with plain_os_errors():
-            table = compute_features(
-                photos,
-                cache,
-                network,
-                square=square,
-                batch_size=batch_size,
-                jobs=jobs,
-                on_skip=stage.skip,
-                progress=progress,
-            )
     groups = _group(table.names, per_class, stage)
     scored = _score(table, groups, keep, ratio, reg_covar, jobs, progress)
     _tell_small_classes(scored, keep, progress)
