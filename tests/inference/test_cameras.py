@@ -71,6 +71,9 @@ def test_cameras_from_the_training_set():
     assert vector[5:].tolist() == [0.0, 0.0, 0.0]
     drawn = posterior_cameras(generator, profile, [Sample(seed) for seed in range(8)], angles).angles
     assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in angles.tolist()}
-    for function in (lambda: mean_camera(generator, profile), lambda: posterior_cameras(generator, profile, [Sample(0)])):
+    for function in (
+        lambda: mean_camera(generator, profile),
+        lambda: posterior_cameras(generator, profile, [Sample(0)]),
+    ):
         with pytest.raises(UsageError, match="--data"):
             function()

@@ -51,9 +51,7 @@ def test_latents_and_classes_of_seeds(golden):
         assert [seed_class(seed, count) for seed in values["seeds"]] == values[f"class_idx_of_{count}"].tolist()
 
 
-@pytest.mark.parametrize(
-    "case", ["uncond_07", "percls_07", "classes_07", "classes_1", "percls_15"]
-)
+@pytest.mark.parametrize("case", ["uncond_07", "percls_07", "classes_07", "classes_1", "percls_15"])
 def test_truncation(golden, case):
     values, prefix = golden("inference"), f"trunc_{case}/"
     mapping, psi = mapping_of(values, prefix), float(values[prefix + "psi"])

@@ -12,8 +12,8 @@ from threedgp.errors import UsageError
 from threedgp.inference.cameras import mean_camera
 from threedgp.inference.latents import StyleMapper, interpolate, plan_samples
 from threedgp.inference.sampler import (
-    Views,
     ViewOptions,
+    Views,
     ViewSampler,
     normalize_depth,
     require_3d,

@@ -22,6 +22,7 @@ from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.rendering.renderer import RenderOptions
 
 POINTS_AT_ONCE = 64**3
+WALL = 100.0
 SOFTPLUS_LINEAR = 20.0  # above this softplus(x) equals x in float32
 
 
@@ -182,10 +183,10 @@ def extract_surface(volume: np.ndarray, level: float, *, largest_only: bool = Tr
             f"No surface: the threshold is a raw density of {level:.4g}, and those of this sample go from {low:.4g} to "
             f"{high:.4g}. Try for example --threshold density:{typical:.4g} or --threshold percentile:95."
         )
-    padded = np.pad(volume, 1, constant_values=min(low, level - 1.0))
+    outside = level - WALL * (high - low)  # so far below that walls stand where the volume ends
+    padded = np.pad(volume, 1, constant_values=outside)
     vertices, faces, _, _ = marching_cubes(padded, level, gradient_direction="ascent")
-    vertices = np.clip(vertices - 1.0, 0.0, np.array(volume.shape) - 1.0)
-    faces = faces.astype(np.int32)
+    vertices, faces = vertices - 1.0, faces.astype(np.int32)
     if largest_only:
         vertices, faces = largest_component(vertices, faces)
     return vertices.astype(np.float32), faces

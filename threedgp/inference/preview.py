@@ -12,15 +12,13 @@ from threedgp.inference.mesh import Mesh
 CLAY = np.array([204.0, 199.0, 191.0])
 AMBIENT = 0.25
 BACKGROUND = 255
-MOST_POINTS = 4_000_000
-LONGEST_EDGE = 256  # half pixels that the edge of one triangle is divided into at most
+MOST_POINTS = 1_000_000  # tested at a time
 
 
 def draw_mesh(mesh: Mesh, camera: Camera, size: int, *, near: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Draw a mesh with a depth buffer, once in its colours and once as clay lit from the camera.
 
-    Triangles are covered with points no farther apart than half a pixel; of the points that fall into a pixel the
-    nearest one shows. Triangles with a corner behind the camera are left out.
+    Triangles with a corner behind the camera are left out.
 
     Args:
         mesh: what to draw.
@@ -34,19 +32,18 @@ def draw_mesh(mesh: Mesh, camera: Camera, size: int, *, near: float = 0.0) -> tu
     matrix = camera.cam2world()[0].double().cpu().numpy()
     local = (mesh.vertices - matrix[:3, 3]) @ matrix[:3, :3]  # camera coordinates [V, 3], looking along −z
     plane = 1.0 / np.tan(np.deg2rad(float(camera.fov[0])) / 2)
-    screen = _project(local, plane, size)
-    corners = mesh.faces[_visible(screen, local, mesh.faces, size)]
+    depth = np.where(local[:, 2:] < 0, -local[:, 2:], np.nan)
+    screen = (local[:, :2] * [1, -1] * plane / depth + 1) / 2 * (size - 1)  # column, row [V, 2]; NaN behind
+    corners = mesh.faces[np.isfinite(screen[mesh.faces]).all(axis=(1, 2))]
     nearest = np.full(size * size, np.inf)
     shown = np.full(size * size, -1, dtype=np.int64)  # triangle of each pixel
     shares = np.zeros((size * size, 3))  # and the place in it
-    for share, triangle in _cover(screen, corners):
-        point = np.einsum("pk,pkd->pd", share, local[corners[triangle]])  # [P, 3]
-        place, distance = _project(point, plane, size), np.linalg.norm(point, axis=-1)
-        seen = (distance >= near) & (place > -0.5).all(-1) & (place < size - 0.5).all(-1)
-        column, row = np.round(place[seen]).astype(np.intp).T
-        pixel, distance, triangle, share = row * size + column, distance[seen], triangle[seen], share[seen]
-        closer = np.flatnonzero(distance < nearest[pixel])
-        closer = closer[np.argsort(-distance[closer], kind="stable")]  # the nearest point is written last
+    for pixel, share, triangle in _covered(screen[corners], size):
+        share = share / depth[corners[triangle], 0]  # straight on the screen is not straight in space
+        share /= share.sum(axis=-1, keepdims=True)
+        distance = np.linalg.norm(np.einsum("pk,pkd->pd", share, local[corners[triangle]]), axis=-1)
+        closer = np.flatnonzero((distance >= near) & (distance < nearest[pixel]))
+        closer = closer[np.argsort(-distance[closer], kind="stable")]  # the nearest is written last
         pixel = pixel[closer]
         nearest[pixel], shown[pixel], shares[pixel] = distance[closer], triangle[closer], share[closer]
     pixels = np.flatnonzero(shown >= 0)
@@ -61,33 +58,45 @@ def draw_mesh(mesh: Mesh, camera: Camera, size: int, *, near: float = 0.0) -> tu
     return tuple(pictures.reshape(2, size, size, 3))
 
 
-def _project(points: np.ndarray, plane: float, size: int) -> np.ndarray:
-    """Camera coordinates [..., 3] to column and row [..., 2]; meaningless behind the camera."""
-    depth = np.where(points[..., 2:] < 0, -points[..., 2:], np.inf)
-    return (points[..., :2] * [1, -1] * plane / depth + 1) / 2 * (size - 1)
+def _covered(triangles: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pixels whose centre lies in a triangle, many triangles at a time.
 
+    Args:
+        triangles: [T, 3, 2] column and row of the corners.
+        size: side of the picture.
 
-def _visible(screen: np.ndarray, local: np.ndarray, faces: np.ndarray, size: int) -> np.ndarray:
-    """Mask of the faces in front of the camera that may touch the picture."""
-    ahead = (local[faces, 2] < 0).all(axis=1)
-    corners = screen[faces]
-    return ahead & (corners.max(axis=1) >= -1).all(axis=1) & (corners.min(axis=1) <= size).all(axis=1)
-
-
-def _cover(screen: np.ndarray, corners: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of (barycentric coordinates [P, 3], index of the triangle [P]) that cover triangles densely."""
-    points = screen[corners]  # [T, 3, 2]
-    longest = np.linalg.norm(points - np.roll(points, 1, axis=1), axis=-1).max(axis=1)
-    steps = np.clip(np.ceil(2 * longest), 1, LONGEST_EDGE).astype(int)  # divisions of an edge
-    for count in np.unique(steps):
-        members = np.flatnonzero(steps == count)
-        i, j = np.meshgrid(np.arange(count + 1), np.arange(count + 1), indexing="ij")
-        i, j = i[i + j <= count], j[i + j <= count]
-        share = np.stack([i, j, count - i - j], axis=-1) / count  # [K, 3]
-        at_once = max(MOST_POINTS // len(share), 1)
+    Yields:
+        Pixel index [P], barycentric coordinates on the screen [P, 3], triangle [P].
+    """
+    low = np.clip(np.ceil(triangles.min(axis=1)), 0, size).astype(np.intp)  # first column and row, [T, 2]
+    high = np.clip(np.floor(triangles.max(axis=1)), -1, size - 1).astype(np.intp)
+    extent = (high - low).max(axis=1) + 1
+    extent[(high < low).any(axis=1)] = 0
+    box = 1 << np.ceil(np.log2(np.maximum(extent, 1))).astype(int)  # few different sizes
+    for side in np.unique(box[extent > 0]):
+        members = np.flatnonzero((box == side) & (extent > 0))
+        row, column = (axis.ravel() for axis in np.mgrid[:side, :side])
+        at_once = max(MOST_POINTS // side**2, 1)
         for first in range(0, len(members), at_once):
             some = members[first : first + at_once]
-            yield np.tile(share, (len(some), 1)), np.repeat(some, len(share))
+            point = low[some][:, None] + np.stack([column, row], axis=-1)  # [t, side², 2]
+            share = _barycentric(triangles[some], point)  # [t, side², 3]
+            inside = (share >= 0).all(axis=-1) & (point < size).all(axis=-1)
+            which, place = np.nonzero(inside)
+            pixel = point[which, place, 1] * size + point[which, place, 0]
+            yield pixel, share[which, place], some[which]
+
+
+def _barycentric(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Coordinates [t, P, 3] of points [t, P, 2] in triangles [t, 3, 2]; NaN in a triangle without area."""
+    a, b, c = (triangles[:, None, corner] for corner in range(3))
+
+    def cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
+
+    parts = [cross(c - b, points - b), cross(a - c, points - c), cross(b - a, points - a)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.stack(parts, axis=-1) / cross(b - a, c - a)[..., None]
 
 
 def _vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
