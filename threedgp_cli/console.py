@@ -163,6 +163,8 @@ def run_app(app: typer.Typer) -> None:
     from threedgp.errors import ThreeDGPError
 
     debug = "--debug" in sys.argv or bool(os.environ.get("THREEDGP_DEBUG"))
+    if debug:
+        os.environ["THREEDGP_DEBUG"] = "1"  # for the processes it starts
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = app(args=arguments, prog_name="3dgp", standalone_mode=False)

@@ -203,7 +203,7 @@ def _start(run: Any, plan: Any, cluster: Any, json_output: bool) -> None:
     stopped_by = _train(run, plan.options)
     _finish(run, json_output)
     if stopped_by == signal.SIGINT:
-        raise typer.Exit(130)
+        sys.exit(130)
 
 
 def _train(run: Any, options: Any) -> int | None:
@@ -213,6 +213,8 @@ def _train(run: Any, options: Any) -> int | None:
     from threedgp.training.workers import run_workers
 
     def announce() -> None:
+        if stderr.is_terminal and options.world_size > 1:  # below the line that another process draws
+            stderr.print()
         show_note("Stopping with a checkpoint after this iteration. Ctrl-C again stops at once, without one.")
 
     request = StopRequest(run.folder / STOP_FILE)
@@ -224,7 +226,7 @@ def _train(run: Any, options: Any) -> int | None:
                 train_here(run, options, request, progress())
     except KeyboardInterrupt:
         show_note(f"Stopped at once. Go on from the last checkpoint with: 3dgp resume {run.name}")
-        raise typer.Exit(130) from None
+        sys.exit(130)
     finally:
         stderr.show_cursor()  # a killed process leaves it hidden
     return request.signal
