@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from threedgp.pretrained.embedder import FeatureExtractor, InceptionExtractor
+from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.pretrained.inception import InceptionV3
 from threedgp.pretrained.weights import FoundWeights
 
@@ -35,6 +35,17 @@ def pool_extractor(name: str = "tf_efficientnet_lite0") -> FeatureExtractor:
     return FeatureExtractor(name, PoolNetwork(), 48, found, "none", lambda images: images)
 
 
-def inception_extractor(network: InceptionV3) -> InceptionExtractor:
+class Pool768(torch.nn.Module):
+    """The FID network's middle features."""
+
+    def __init__(self, network: InceptionV3):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images).pool768
+
+
+def middle_extractor(network: InceptionV3) -> FeatureExtractor:
     found = FoundWeights(Path("filled.pth"), "1" * 64, False)
-    return InceptionExtractor("inception", network, 2048, found, "tf1", lambda images: images)
+    return FeatureExtractor("inception", Pool768(network), 768, found, "tf1", lambda images: images)

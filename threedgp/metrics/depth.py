@@ -16,7 +16,7 @@ from threedgp.data.source import open_source
 from threedgp.errors import DataError
 from threedgp.metrics.evaluate import Result
 from threedgp.metrics.nfs import NUM_BINS, QUANTILE_GROUP, depth_entropy, non_flatness
-from threedgp.metrics.processes import SINGLE, Processes
+from threedgp.metrics.processes import SINGLE, Processes, together
 from threedgp.metrics.samples import Sampler, require_depth
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -85,14 +85,18 @@ def score_depth(
     groups = -(-spec.num_gen // size)
     table = torch.zeros(groups * size, 3 + NUM_BINS, dtype=torch.float64)
     progress.start("Depth maps", spec.num_gen)
-    for group in range(world.rank, groups, world.size):
-        numbers = list(range(group * size, (group + 1) * size))
-        scores = depth_entropy(sampler.frontal_depths(numbers, adaptor=adaptor).cpu(), camera.near, camera.far)
-        c = sampler.latents(numbers).c
-        classes = c.argmax(dim=1) if c.shape[1] else torch.full((size,), -1)
-        columns = [scores.entropy, scores.clamped, classes.double()]
-        table[numbers] = torch.cat([torch.stack(columns, dim=1), scores.histogram], dim=1)
-        progress.advance(min(size * world.size, spec.num_gen))
+
+    def work() -> None:
+        for group in range(world.rank, groups, world.size):
+            numbers = list(range(group * size, (group + 1) * size))
+            scores = depth_entropy(sampler.frontal_depths(numbers, adaptor=adaptor).cpu(), camera.near, camera.far)
+            c = sampler.latents(numbers).c
+            classes = c.argmax(dim=1) if c.shape[1] else torch.full((size,), -1)
+            columns = [scores.entropy, scores.clamped, classes.double()]
+            table[numbers] = torch.cat([torch.stack(columns, dim=1), scores.histogram], dim=1)
+            progress.advance(min(size * world.size, spec.num_gen))
+
+    together(world, work)
     progress.finish()
     table = world.sum(table)[: spec.num_gen]
     depths = DepthScores(

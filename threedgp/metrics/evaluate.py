@@ -13,12 +13,12 @@ from threedgp.config.metric_names import MetricSpec
 from threedgp.errors import DataError, UsageError
 from threedgp.metrics.cache import StatisticsCache, digest_of, extractor_key, real_key
 from threedgp.metrics.features import Bank, Images, collect
-from threedgp.metrics.fid import frechet_distance
+from threedgp.metrics.fid import Moments, frechet_distance
 from threedgp.metrics.images import RealImages
 from threedgp.metrics.inception_score import inception_score
 from threedgp.metrics.kid import draw_subsets, kernel_distance
 from threedgp.metrics.precision_recall import precision_recall
-from threedgp.metrics.processes import SINGLE, Processes
+from threedgp.metrics.processes import SINGLE, Processes, together
 from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -92,6 +92,7 @@ def evaluate(
     seed: int = 0,
     cache: StatisticsCache | None = None,
     resume: bool = True,
+    label: str = "Generated images",
     world: Processes = SINGLE,
     progress: Progress = NULL_PROGRESS,
 ) -> list[Result]:
@@ -106,6 +107,7 @@ def evaluate(
         seed: of the random choices of the metrics themselves, and recorded in the results.
         cache: where statistics of real images are kept; None: they are always computed.
         resume: continue and save unfinished work in the cache's folder.
+        label: what progress calls the scored images.
         world: processes that share the work; all get the same results.
         progress: told on the first process only.
 
@@ -120,11 +122,10 @@ def evaluate(
         begin = time.monotonic()
         group = [spec for spec in specs if spec.num_gen == count]
         reals = _real_banks(group, real, networks, cache, resume, world, progress)
-        banks = _generated_banks(group, generated(count), networks, batch, cache if resume else None, world, progress)
+        folder = cache if resume else None
+        banks = _generated_banks(group, generated(count), networks, batch, folder, label, world, progress)
         for spec in group:
-            values, settings = world.share(
-                _score(spec, banks[spec.extractor], reals.get(spec.name), seed, progress) if world.rank == 0 else None
-            )
+            values, settings = _score_once(spec, banks[spec.extractor], reals.get(spec.name), seed, world, progress)
             settings |= {"seed": seed, "time": time.monotonic() - begin, "num_processes": world.size}
             results[spec.name] = Result(spec.name, spec.label, values, {**settings, "version": threedgp.__version__})
     return [results[spec.name] for spec in specs]
@@ -190,6 +191,7 @@ def _generated_banks(
     networks: Mapping[str, FeatureExtractor],
     batch: int,
     cache: StatisticsCache | None,
+    label: str,
     world: Processes,
     progress: Progress,
 ) -> dict[str, Bank]:
@@ -213,12 +215,20 @@ def _generated_banks(
         batch=batch,
         world=world,
         parts=parts,
-        label="Generated images",
+        label=label,
         progress=progress,
     )
     if parts is not None and world.rank == 0:
         shutil.rmtree(parts, ignore_errors=True)
     return banks
+
+
+def _score_once(
+    spec: MetricSpec, bank: Bank, real: Bank | None, seed: int, world: Processes, progress: Progress
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """`_score` on the first process, its answer or its error on all."""
+    first = world.rank == 0
+    return world.share(together(world, lambda: _score(spec, bank, real, seed, progress) if first else None))
 
 
 def _score(
@@ -236,6 +246,8 @@ def _score(
     match spec.family:
         case "fid":
             moments = real.statistics.moments(), bank.statistics.moments()
+            if min(m.count for m in moments) < 2:
+                raise DataError(f"{spec.label} needs at least 2 images on each side: one image has no covariance.")
             values = [frechet_distance(*moments)]
             warn_if_few(spec, *moments, progress)
         case "kid":
@@ -252,7 +264,7 @@ def _score(
     return dict(zip(spec.values, values, strict=True)), settings
 
 
-def warn_if_few(spec: MetricSpec, real, generated, progress: Progress) -> None:
+def warn_if_few(spec: MetricSpec, real: Moments, generated: Moments, progress: Progress) -> None:
     """Say what a Frechet distance from few images is worth."""
     dims = real.mean.numel()
     few = [f"{m.count} {side} images" for m, side in ((real, "real"), (generated, "generated")) if m.count <= dims]

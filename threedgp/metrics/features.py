@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from threedgp.files import atomic_path
 from threedgp.metrics.fid import FeatureStatistics, require_finite
-from threedgp.metrics.processes import SINGLE, Processes
+from threedgp.metrics.processes import SINGLE, Processes, together
 from threedgp.pretrained.embedder import FeatureExtractor, InceptionExtractor
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -171,7 +171,8 @@ def collect(
     progress.start(label, len(images))
     progress.advance(len(done))
     mine = chunks[world.rank :: world.size]
-    try:
+
+    def work() -> None:
         for chunk, groups in zip(mine, images.batches(mine), strict=True):
             for present, pixels in groups:
                 for bank in banks:
@@ -180,6 +181,9 @@ def collect(
             progress.advance(min(len(chunk) * world.size, len(images)))
             if store is not None:
                 store.save_sometimes(covered)
+
+    try:
+        together(world, work)
     except KeyboardInterrupt:
         if store is not None:
             store.save(covered)

@@ -51,7 +51,7 @@ def depth_entropy(depth: torch.Tensor, near: float, far: float, bins: int = NUM_
     histogram = torch.zeros(depth.shape[0], bins, dtype=torch.float64, device=depth.device)
     histogram.scatter_add_(1, index, torch.ones_like(index, dtype=torch.float64))
     histogram /= depth.shape[1]
-    entropy = -(histogram * (histogram + 1e-12).log()).sum(dim=1)
+    entropy = -(histogram * (histogram + 1e-12).log()).sum(dim=1).clamp(max=0)  # the 1e-12 must not make it negative
     return DepthEntropy(histogram, entropy, clamped)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
+
+from threedgp.errors import ThreeDGPError
+
+T = TypeVar("T")
 
 
 class Processes(Protocol):
@@ -46,3 +51,21 @@ class SingleProcess:
 
 
 SINGLE = SingleProcess()
+
+
+def together(world: Processes, function: Callable[[], T]) -> T:
+    """Run `function` on this process; if it fails with a `ThreeDGPError` on any, that error is raised on all.
+
+    Otherwise the healthy processes would wait for the failed one, or report a cut connection instead of the reason.
+    """
+    if world.size == 1:
+        return function()
+    value, error = None, None
+    try:
+        value = function()
+    except ThreeDGPError as problem:
+        error = problem
+    first = next((problem for problem in world.gather(error) if problem is not None), None)
+    if first is not None:
+        raise first
+    return value

@@ -1,0 +1,434 @@
+"""`3dgp eval`: scores of checkpoints and of image folders."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from threedgp_cli.console import JsonOption, WorkspaceOption, print_json, progress, show, table
+from threedgp_cli.processes import is_first, is_worker, run_in_processes
+from threedgp_cli.scores import append, class_rows, report, show_classes, show_results
+
+app = typer.Typer(
+    help="Score a checkpoint (fid, kid, pr, is, nfs, all), or one image folder against another (dataset).",
+    no_args_is_help=True,
+)
+
+
+MOST_IMAGES = 10_000_000
+
+
+class Extractor(str, Enum):
+    inception = "inception"
+    offline = "tf_efficientnet_lite0"
+
+
+TargetArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN|CHECKPOINT]", help="A run or a checkpoint's folder.", show_default="newest run"),
+]
+WhichOption = Annotated[str, typer.Option("--checkpoint", metavar="best|latest|KIMG", help="Which one of the run.")]
+NumberOption = Annotated[int, typer.Option("--n", min=1, max=MOST_IMAGES, help="Generated images.")]
+NumRealOption = Annotated[
+    int | None, typer.Option("--num-real", min=1, help="Use a random part of the real set.", show_default="all of it")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Real images, folder or zip.", show_default="full-SIZE of the data set, else its SIZE"),
+]
+ExtractorOption = Annotated[
+    Extractor | None,
+    typer.Option("--extractor", help="Feature network.", show_default="what the profile uses in training"),
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="Weight file of the feature network, where it is not found by itself.")
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing weights of feature networks.")]
+UnverifiedOption = Annotated[
+    bool, typer.Option("--allow-unverified-weights", help="Accept weights with another checksum; results say so.")
+]
+GpusOption = Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs on this machine, one process each.")]
+ProcsOption = Annotated[int | None, typer.Option("--procs", min=1, help="Processes on CPUs, instead of GPUs.")]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", min=1, help="Images at a time and process.", show_default="the profile's")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Another seed makes other images.")]
+CacheOption = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Keep statistics of real images, and go on with interrupted work.")
+]
+CacheDirOption = Annotated[
+    Path | None, typer.Option("--cache-dir", help="Where.", show_default="$THREEDGP_CACHE/metrics or ~/.cache/...")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Also append the result lines to this file.")]
+AdaptorOption = Annotated[
+    bool, typer.Option("--adaptor/--no-adaptor", help="Learned camera, or exactly frontal (not as published).")
+]
+QuantileOption = Annotated[
+    str, typer.Option("--nfs-quantile", metavar="group|per-image", help="Density quantile of 4 images, or of each.")
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every score of a checkpoint understands."""
+
+    target: str | None
+    checkpoint: str
+    data: Path | None
+    extractor: Extractor | None
+    weights: Path | None
+    download: bool
+    unverified: bool
+    gpus: int | None
+    procs: int | None
+    batch: int | None
+    seed: int
+    cache: bool
+    cache_dir: Path | None
+    out: Path | None
+    workspace: Path | None
+    json: bool
+
+
+def _image_command(name: str, family: str, help_text: str) -> None:
+    """Add a command for one metric of images; they differ in nothing but the formula."""
+
+    def command(
+        target: TargetArgument = None,
+        number: NumberOption = 50_000,
+        num_real: NumRealOption = None,
+        checkpoint: WhichOption = "best",
+        data: DataOption = None,
+        extractor: ExtractorOption = None,
+        weights: WeightsOption = None,
+        download: DownloadOption = False,
+        unverified: UnverifiedOption = False,
+        gpus: GpusOption = None,
+        procs: ProcsOption = None,
+        batch: BatchOption = None,
+        seed: SeedOption = 0,
+        cache: CacheOption = True,
+        cache_dir: CacheDirOption = None,
+        out: OutOption = None,
+        workspace: WorkspaceOption = None,
+        json_output: JsonOption = False,
+    ) -> None:
+        options = Options(
+            target, checkpoint, data, extractor, weights, download, unverified, gpus, procs, batch, seed, cache,
+            cache_dir, out, workspace, json_output,
+        )  # fmt: skip
+        _score([family], options, num_gen=number, num_real=num_real)
+
+    app.command(name, help=help_text)(command)
+
+
+_image_command("fid", "fid", "Frechet Inception distance (lower is better).")
+_image_command("kid", "kid", "Kernel Inception distance (lower is better).")
+_image_command("pr", "pr", "Precision and recall with 3 neighbours (higher is better).")
+_image_command("is", "is", "Inception score (higher is better).")
+
+
+@app.command("nfs")
+def nfs(
+    target: TargetArgument = None,
+    number: Annotated[int, typer.Option("--n", min=1, max=MOST_IMAGES, help="Depth maps.")] = 256,
+    depth: Annotated[Path | None, typer.Option("--depth", help="Score a folder of depth maps instead.")] = None,
+    near: Annotated[float, typer.Option("--near", help="With --depth: smallest value.")] = 0.0,
+    far: Annotated[float, typer.Option("--far", help="With --depth: largest value.")] = 65535.0,
+    quantile: QuantileOption = "group",
+    adaptor: AdaptorOption = True,
+    checkpoint: WhichOption = "best",
+    data: Annotated[Path | None, typer.Option("--data", help="Training set, for class frequencies.")] = None,
+    gpus: GpusOption = None,
+    procs: ProcsOption = None,
+    seed: SeedOption = 0,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Where to draw.", show_default="the run's folder")] = None,
+    out: OutOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Non-flatness score: how many depths the scenes use (1 flat, 64 at most; higher is better)."""
+    if depth is not None:
+        _score_depth_folder(depth, near, far, plot, json_output)
+        return
+    options = Options(
+        target, checkpoint, data, None, None, False, False, gpus, procs, None, seed, False, None, out, workspace,
+        json_output,
+    )  # fmt: skip
+    _score(["nfs"], options, num_depth=number, per_image=_per_image(quantile), adaptor=adaptor, plot=plot)
+
+
+@app.command("all")
+def score_all(
+    target: TargetArgument = None,
+    number: NumberOption = 50_000,
+    num_depth: Annotated[int, typer.Option("--n-depth", min=1, help="Depth maps of the non-flatness score.")] = 256,
+    num_real: NumRealOption = None,
+    quantile: QuantileOption = "group",
+    adaptor: AdaptorOption = True,
+    checkpoint: WhichOption = "best",
+    data: DataOption = None,
+    extractor: ExtractorOption = None,
+    weights: WeightsOption = None,
+    download: DownloadOption = False,
+    unverified: UnverifiedOption = False,
+    gpus: GpusOption = None,
+    procs: ProcsOption = None,
+    batch: BatchOption = None,
+    seed: SeedOption = 0,
+    cache: CacheOption = True,
+    cache_dir: CacheDirOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Where to draw depths.", show_default="the run")] = None,
+    out: OutOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Every score; each image is made once."""
+    options = Options(
+        target, checkpoint, data, extractor, weights, download, unverified, gpus, procs, batch, seed, cache,
+        cache_dir, out, workspace, json_output,
+    )  # fmt: skip
+    _score(
+        ["fid", "kid", "pr", "is", "nfs"],
+        options,
+        num_gen=number,
+        num_real=num_real,
+        num_depth=num_depth,
+        per_image=_per_image(quantile),
+        adaptor=adaptor,
+        plot=plot,
+    )
+
+
+@app.command("dataset")
+def dataset(
+    real: Annotated[Path, typer.Argument(help="Folder or zip to compare with.")],
+    scored: Annotated[Path, typer.Argument(help="Folder or zip to be scored.")],
+    scores: Annotated[str, typer.Option("--scores", help="Any of fid, kid, pr, is, with commas.")] = "fid,kid,pr",
+    extractor: Annotated[Extractor, typer.Option("--extractor", help="Feature network.")] = Extractor.inception,
+    weights: WeightsOption = None,
+    download: DownloadOption = False,
+    unverified: UnverifiedOption = False,
+    gpus: GpusOption = None,
+    procs: ProcsOption = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time and process.")] = 64,
+    seed: SeedOption = 0,
+    cache: CacheOption = True,
+    cache_dir: CacheDirOption = None,
+    out: OutOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Compare two image folders, without any model."""
+    from threedgp.errors import UsageError
+    from threedgp.metrics.evaluate import RealSets, evaluate
+    from threedgp.metrics.generator import choose_extractors
+    from threedgp.metrics.images import RealImages
+    from threedgp.metrics.plan import choose_names, compare_sizes
+
+    families = [name.strip() for name in scores.split(",") if name.strip()]
+    unknown = [name for name in families if name not in ("fid", "kid", "pr", "is")]
+    if unknown or not families:
+        raise UsageError(f"--scores knows fid, kid, pr and is, not '{', '.join(unknown) or scores}'.")
+    options = Options(
+        None, "", None, extractor, weights, download, unverified, gpus, procs, batch, seed, cache, cache_dir, out,
+        None, json_output,
+    )  # fmt: skip
+    images, listener = RealImages(scored), _progress(options)
+    compare_sizes(real, scored, listener)
+    offline = extractor is Extractor.offline
+    specs = _parse(choose_names(families, num_gen=len(images), offline=offline))
+    with _world(options) as world:
+        networks = _networks(options, offline, world.device)
+        specs = choose_extractors(specs, networks, listener)
+        results = evaluate(
+            specs,
+            lambda count: images,
+            RealSets(real),
+            networks,
+            batch=batch,
+            seed=seed,
+            cache=_cache(options),
+            resume=cache,
+            label="Scored images",
+            world=world,
+            progress=listener,
+        )
+    if is_first():
+        lines = [{**result.line(None), "real": str(real), "scored": str(scored)} for result in results]
+        append(lines, out)
+        if json_output:
+            print_json({"real": str(real), "scored": str(scored), "results": lines})
+        else:
+            show_results(f"{scored} against {real}", results)
+
+
+# ------------------------------------------------------------------------------------------------------------- the work
+
+
+def _score(
+    families: list[Any],
+    options: Options,
+    *,
+    num_gen: int = 1,
+    num_real: int | None = None,
+    num_depth: int = 256,
+    per_image: bool = False,
+    adaptor: bool = True,
+    plot: Path | None = None,
+) -> None:
+    """Plan, check, score a checkpoint, and report."""
+    from threedgp.config.workspace import Workspace
+    from threedgp.runs.run import find_checkpoint, load_generator
+
+    listener = _progress(options)
+    place = Workspace.find(options.workspace)
+    run, checkpoint = find_checkpoint(place, options.target, options.checkpoint, listener)
+    profile = run.profile  # torch is imported only now: most mistakes are found by here
+
+    from threedgp.metrics.evaluate import RealSets
+    from threedgp.metrics.generator import choose_extractors, open_labels, score_generator
+    from threedgp.metrics.plan import choose_names, choose_real_set, prefers_offline
+    from threedgp.metrics.samples import Sampler
+    from threedgp.runs.catalog import read_manifest
+
+    offline = prefers_offline(profile) if options.extractor is None else options.extractor is Extractor.offline
+    if profile.model.kind == "stylegan2" and len(families) > 1:
+        families = [family for family in families if family != "nfs"]
+    names = choose_names(
+        families,
+        num_gen=num_gen,
+        num_real=num_real,
+        num_depth=num_depth,
+        per_image=per_image,
+        offline=offline,
+    )
+    training_set, reason = _training_set(place, run)
+    specs, real = _parse(names), None
+    if any(spec.needs_real for spec in specs):
+        choice = choose_real_set(options.data, training_set, profile.data.resolution, reason)
+        for note in choice.notes:
+            listener.note(note)
+        real = RealSets(choice.path, profile.data.resolution, profile.data.mirror, options.seed)
+    elif options.data is not None:
+        training_set = options.data
+    with _world(options) as world:
+        networks = _networks(options, offline, world.device)
+        specs = choose_extractors(specs, networks, listener)
+        labels = open_labels(profile, training_set, listener)
+        sampler = Sampler(load_generator(checkpoint, world.device), profile, labels, options.seed)
+        results, depths = score_generator(
+            specs,
+            sampler,
+            real,
+            networks,
+            batch=options.batch or profile.training.test_batch_gpu,
+            checkpoint=read_manifest(checkpoint)["digest"],
+            adaptor=adaptor,
+            cache=_cache(options),
+            resume=options.cache,
+            world=world,
+            progress=listener,
+        )
+    if is_first():
+        report(
+            run, checkpoint, results, depths, real, getattr(labels, "classes", None), plot, options.out, options.json
+        )
+
+
+def _training_set(place: Any, run: Any) -> tuple[Path | None, str]:
+    """The run's training set, or None and the reason why it is not here."""
+    from threedgp.errors import ThreeDGPError
+    from threedgp.training.launch import training_data
+
+    try:
+        path = training_data(place, run.profile, run)
+    except ThreeDGPError as error:
+        return None, str(error)
+    return (path, "") if path.exists() else (None, f"The run's training set {path} is gone.")
+
+
+@contextmanager
+def _world(options: Options):
+    """This process's place; starts the others first if several are asked for."""
+    from threedgp.errors import ThreeDGPError
+    from threedgp.training.distributed import join_world
+    from threedgp.training.plan import choose_launch
+
+    launch = choose_launch(gpus=options.gpus, procs=options.procs)
+    if launch.processes > 1 and not is_worker():
+        raise typer.Exit(run_in_processes(launch.processes))
+    try:
+        with join_world(launch.device) as world:
+            yield world
+    except ThreeDGPError as error:
+        if is_first():
+            raise
+        raise typer.Exit(error.exit_code) from None  # the first process says it
+
+
+def _networks(options: Options, offline: bool, device: Any) -> Any:
+    from threedgp.config.metric_names import EFFLITE0, INCEPTION
+    from threedgp.metrics.generator import Extractors
+
+    name = EFFLITE0 if offline else INCEPTION
+    return Extractors(
+        weights={name: options.weights} if options.weights else None,
+        download=options.download,
+        allow_unverified=options.unverified,
+        device=device,
+        progress=_progress(options),
+    )
+
+
+def _cache(options: Options) -> Any:
+    from threedgp.metrics.cache import StatisticsCache, metrics_cache
+
+    return StatisticsCache(options.cache_dir or metrics_cache()) if options.cache else None
+
+
+def _parse(names: list[str]) -> list[Any]:
+    from threedgp.config.metric_names import parse_metric
+
+    return [parse_metric(name) for name in names]
+
+
+def _per_image(quantile: str) -> bool:
+    from threedgp.errors import UsageError
+
+    if quantile not in ("group", "per-image"):
+        raise UsageError(f"--nfs-quantile is 'group' or 'per-image', not '{quantile}'.")
+    return quantile == "per-image"
+
+
+def _progress(options: Options) -> Any:
+    """Listens in the one process that talks to people: not in one that only starts others."""
+    from threedgp.progress import NULL_PROGRESS
+
+    starts_others = (options.gpus or options.procs or 1) > 1 and not is_worker()
+    return progress() if is_first() and not starts_others else NULL_PROGRESS
+
+
+def _score_depth_folder(depth: Path, near: float, far: float, plot: Path | None, json_output: bool) -> None:
+    from threedgp.data.source import class_of
+    from threedgp.metrics.depth import score_depth_folder
+    from threedgp.metrics.plot import plot_depth_scores
+
+    scores, names = score_depth_folder(depth, near=near, far=far, class_of=class_of, progress=progress())
+    value, entropy, clamped = scores.values
+    rows = class_rows(scores, names)
+    if plot is not None:
+        plot_depth_scores(scores, f"non-flatness of {depth}", plot)
+    if json_output:
+        result = {"nfs": value, "entropy": entropy, "clamped": clamped, "images": len(scores.entropy)}
+        per_class = [dict(zip(("class", "score", "images"), row, strict=True)) for row in rows]
+        print_json({"depth": str(depth), **result, "near": near, "far": far, "per_class": per_class})
+        return
+    cells = [("Non-flatness score", f"{value:.4g}"), ("mean entropy (nats)", f"{entropy:.4g}")]
+    cells += [("pixels outside [near, far]", f"{clamped:.2%}"), ("depth maps", len(scores.entropy))]
+    show(table(str(depth), ["", "value"], cells, right=(1,)))
+    show_classes("nfs", rows)
