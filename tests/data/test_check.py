@@ -80,13 +80,13 @@ def test_only_decoding_finds_damage_inside(made):
     assert [path for path, _ in check(made, jobs=1).problems] == ["cat/1_depth.png"]
     problems = dict(check(made, decode=True, jobs=1).problems)
     assert sorted(problems) == ["cat/1_depth.png", "cat/2.png", "dog/4.png", "embeddings/net.memmap"]
-    assert problems["embeddings/net.memmap"] == "holds NaN or Inf for 4 images"
+    assert problems["embeddings/net.memmap"] == "holds NaN or Inf for 4 images (first: cat/1.png)"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda made: (made / "embeddings/net.memmap").write_bytes(b"12"), "does not hold the 4x5 numbers"),
+        (lambda made: (made / "embeddings/net.memmap").write_bytes(b"12"), "does not hold the (4, 5) numbers"),
         (lambda made: (made / "embeddings/net_desc.json").unlink(), "does not exist"),
         (lambda made: (made / "embeddings/net_desc.json").write_text("{"), "not valid JSON"),
         (lambda made: (made / "embeddings/net_desc.json").write_text('{"shape": 3}'), "damaged"),

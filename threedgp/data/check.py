@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from threedgp.data.embeddings import Embeddings
 from threedgp.data.images import decode_depth, decode_image, read_header, verify_checksums
 from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, parse_labels
 from threedgp.data.source import (
@@ -25,7 +24,6 @@ from threedgp.data.source import (
 )
 from threedgp.data.stage import Backend, parallel
 from threedgp.errors import DataError
-from threedgp.files import read_json
 from threedgp.progress import NULL_PROGRESS, Progress
 
 ROWS_AT_ONCE = 4096  # embedding rows looked at for NaN in one piece
@@ -227,36 +225,17 @@ def _check_embeddings(source: ImageSource, report: CheckReport, decode: bool) ->
     for path in sorted(folder.glob("[!.]*.memmap")):
         name = f"embeddings/{path.name}"
         try:
-            rows = _embedding_rows(path, decode)
-        except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            text = str(error) if isinstance(error, DataError) else f"its description is damaged ({error!r})"
-            report.problems.append(Problem(name, f"{text} Run 3dgp data embed again."))
+            embeddings = Embeddings.open(path)
+        except (DataError, OSError) as error:
+            report.problems.append(Problem(name, str(error)))
             continue
-        report.embeddings[path.stem] = rows["shape"]
-        known = set(rows["names"])
-        missing = [image for image in source.names if image not in known]
+        report.embeddings[path.stem] = list(embeddings.rows.shape)
+        missing = [image for image in source.names if image not in embeddings.row_of]
         if missing:
             report.problems.append(Problem(name, f"has no row for {len(missing)} images (first: {missing[0]})"))
-        gone = known.difference(source.names)
+        gone = set(embeddings.row_of).difference(source.names)
         if gone:
             report.problems.append(Problem(name, f"has rows for {len(gone)} images that are not there"))
-        if rows["bad"]:
-            report.problems.append(Problem(name, f"holds NaN or Inf for {len(rows['bad'])} images"))
-
-
-def _embedding_rows(path: Path, decode: bool) -> dict[str, Any]:
-    """Shape, names and (with `decode`) non-finite rows of one embeddings file. Raises when the two files disagree."""
-    description = read_json(path.with_name(f"{path.stem}_desc.json"))
-    count, dim = (int(side) for side in description["shape"])
-    row_of = description["filepath_to_idx"]
-    if path.stat().st_size != 4 * count * dim:
-        raise DataError(f"does not hold the {count}x{dim} numbers its description says.")
-    if sorted(row_of.values()) != list(range(count)):
-        raise DataError("does not have exactly one row for each image of its description.")
-    bad: set[int] = set()
-    if decode and count:
-        table = np.memmap(path, "<f4", "r", shape=(count, dim))
-        for begin in range(0, count, ROWS_AT_ONCE):
-            finite = np.isfinite(table[begin : begin + ROWS_AT_ONCE]).all(axis=1)
-            bad.update((begin + np.flatnonzero(~finite)).tolist())
-    return {"shape": [count, dim], "names": list(row_of), "bad": [name for name, row in row_of.items() if row in bad]}
+        bad = embeddings.non_finite() if decode else []
+        if bad:
+            report.problems.append(Problem(name, f"holds NaN or Inf for {len(bad)} images (first: {bad[0]})"))

@@ -6,8 +6,6 @@ number of loader processes gives the same stream.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +13,13 @@ import numpy as np
 import torch
 
 from threedgp.config.schema import Profile
+from threedgp.data.embeddings import Embeddings
 from threedgp.data.images import decode_depth, decode_image, image_size
-from threedgp.data.source import ImageSource, depth_name_of, open_source
+from threedgp.data.labels import DATASET_JSON, Labels, load_labels
+from threedgp.data.source import ImageSource, depth_name_of, open_source, stem_of
 from threedgp.errors import DataError
-from threedgp.files import read_json
 
-LABELS_NAME = "dataset.json"
 SHOWN_NAMES = 3  # how many file names a problem lists
-CHECKED_ROWS = 4096  # embedding rows checked for NaN at a time
 
 
 class Item(NamedTuple):
@@ -44,52 +41,6 @@ class Item(NamedTuple):
 def collate(items: list[Item]) -> Item:
     """Stack items into a batch."""
     return Item(*[torch.stack(field) for field in zip(*items, strict=True)])
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Feature vectors of a training set: float32 rows in a memory map, and which row belongs to which path."""
-
-    path: Path
-    rows: np.ndarray  # [N, D]
-    row_of: dict[str, int]
-
-    @classmethod
-    def open(cls, path: Path | str) -> Embeddings:
-        """Open `<name>.memmap` with its `<name>_desc.json`.
-
-        Raises:
-            DataError: either file is missing, or they do not belong together.
-        """
-        path = Path(path)
-        description = read_json(path.with_name(path.name.removesuffix(".memmap") + "_desc.json"))
-        try:
-            shape = tuple(int(side) for side in description["shape"])
-            row_of = {str(name): int(row) for name, row in description["filepath_to_idx"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise DataError(
-                f"The description of {path} is damaged. Make the embeddings again: 3dgp data embed"
-            ) from None
-        size = path.stat().st_size if path.is_file() else -1
-        if len(shape) != 2 or size != 4 * shape[0] * shape[1]:
-            raise DataError(
-                f"{path} does not hold the {shape} numbers its description says: run 3dgp data embed again."
-            )
-        if row_of and not 0 <= min(row_of.values()) <= max(row_of.values()) < shape[0]:
-            raise DataError(f"The description of {path} names rows outside the file: run 3dgp data embed again.")
-        return cls(path, np.memmap(path, np.float32, "r", shape=shape), row_of)
-
-    @property
-    def dim(self) -> int:
-        return self.rows.shape[1]
-
-    def non_finite(self) -> list[str]:
-        """Paths whose row holds NaN or Inf; reads the whole file in pieces."""
-        bad: set[int] = set()
-        for begin in range(0, len(self.rows), CHECKED_ROWS):
-            finite = np.isfinite(self.rows[begin : begin + CHECKED_ROWS]).all(axis=1)
-            bad.update(begin + int(row) for row in np.flatnonzero(~finite))
-        return sorted(name for name, row in self.row_of.items() if row in bad) if bad else []
 
 
 class TrainingSet(torch.utils.data.Dataset):
@@ -131,15 +82,15 @@ class TrainingSet(torch.utils.data.Dataset):
         self.source = open_source(path)
         self.resolution, self.num_classes, self.use_depth, self.mirror = resolution, num_classes, use_depth, mirror
         self.embeddings = Embeddings.open(embeddings) if embeddings is not None else None
-        description = read_description(self.source)
-        self.classes: list[str] | None = description.get("classes")
-        self._labels = _by_path(description.get("labels")) if num_classes else {}
-        self._angles = _by_path(description.get("camera_angles"))
+        labels = load_labels(self.source) or Labels()
+        self.classes = labels.classes
+        self._labels = (labels.values or {}) if num_classes else {}
+        self._angles = labels.angles
         self.names = subset(self.source.names, max_images, seed)
         problems = self._problems(embedding_dim, use_angles)
         if problems:
             raise DataError(f"{path} cannot be used for training: " + " ".join(problems))
-        yaws = [self._angles[name][0] for name in self.names if name in self._angles]
+        yaws = [self._angles[stem_of(name)][0] for name in self.names if stem_of(name) in self._angles]
         self.mean_yaw = float(np.mean(yaws)) if mean_yaw is None and yaws else (mean_yaw or 0.0)
         bytes_per_item = resolution * resolution * (7 if use_depth else 3)
         self._cache: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -167,21 +118,21 @@ class TrainingSet(torch.utils.data.Dataset):
         """Label of an item, float32 [C]: one-hot for integer labels, stored numbers otherwise."""
         if not self.num_classes:
             return torch.zeros(0)
-        value = self._labels[self.names[index % len(self.names)]]
+        value = self._labels[stem_of(self.names[index % len(self.names)])]
         if isinstance(value, int):
             return torch.nn.functional.one_hot(torch.tensor(value), self.num_classes).float()
         return torch.tensor(value, dtype=torch.float32)
 
     def camera_angles(self, index: int) -> torch.Tensor:
         """Stored yaw, pitch, roll of an item in radians, float32 [3]; zeros when the set has none."""
-        yaw, pitch, roll = self._angles.get(self.names[index % len(self.names)], (0.0, 0.0, 0.0))
+        yaw, pitch, roll = self._angles.get(stem_of(self.names[index % len(self.names)]), (0.0, 0.0, 0.0))
         if index >= len(self.names) and self._angles:
             yaw = 2 * self.mean_yaw - yaw
         return torch.tensor([yaw, pitch, roll], dtype=torch.float32)
 
     def all_angles(self) -> torch.Tensor:
         """Yaw, pitch, roll of every picture, float32 [N, 3]; zeros where the set has none."""
-        return torch.tensor([self._angles.get(name, (0.0, 0.0, 0.0)) for name in self.names])
+        return torch.tensor([self._angles.get(stem_of(name), (0.0, 0.0, 0.0)) for name in self.names])
 
     def mean_angles(self) -> torch.Tensor:
         """Mean yaw, pitch, roll over the set, float64 [3]."""
@@ -251,9 +202,9 @@ class TrainingSet(torch.utils.data.Dataset):
             if missing:
                 found.append(f"{len(missing)} images have no embedding: {_some(missing)} (run 3dgp data embed again).")
         if use_angles:
-            missing = [name for name in self.names if name not in self._angles]
+            missing = [name for name in self.names if stem_of(name) not in self._angles]
             if missing:
-                found.append(f"{len(missing)} images have no camera_angles in {LABELS_NAME}: {_some(missing)}.")
+                found.append(f"{len(missing)} images have no camera_angles in {DATASET_JSON}: {_some(missing)}.")
         return found
 
     def _label_problems(self) -> list[str]:
@@ -265,10 +216,10 @@ class TrainingSet(torch.utils.data.Dataset):
                 "folder a class and run 3dgp data resize, or set data.num_classes=0)."
             ]
         found = []
-        missing = [name for name in self.names if name not in self._labels]
+        missing = [name for name in self.names if stem_of(name) not in self._labels]
         if missing:
-            found.append(f"{len(missing)} images have no label in {LABELS_NAME}: {_some(missing)}.")
-        used = [self._labels[name] for name in self.names if name in self._labels]
+            found.append(f"{len(missing)} images have no label in {DATASET_JSON}: {_some(missing)}.")
+        used = [self._labels[stem_of(name)] for name in self.names if stem_of(name) in self._labels]
         largest = max((value for value in used if isinstance(value, int)), default=-1)
         count = len(self.classes) if self.classes else largest + 1
         widths = {len(value) for value in used if not isinstance(value, int)}
@@ -327,30 +278,6 @@ def subset(names: list[str], max_images: int | None, seed: int) -> list[str]:
     order = np.arange(len(names))
     np.random.RandomState(seed % (1 << 31)).shuffle(order)
     return [names[row] for row in np.sort(order[:max_images])]
-
-
-def read_description(source: ImageSource) -> dict:
-    """The set's dataset.json, or {} when it has none.
-
-    Raises:
-        DataError: it is not valid JSON or not an object.
-    """
-    if LABELS_NAME not in source:
-        return {}
-    try:
-        description = json.loads(source.read(LABELS_NAME))
-        if not isinstance(description, dict):
-            raise ValueError("not an object")
-        return description
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{LABELS_NAME} of {source.root} is damaged ({error}): run 3dgp data resize again.") from None
-
-
-def _by_path(pairs: list | None) -> dict:
-    try:
-        return {str(name): value for name, value in (pairs or [])}
-    except (TypeError, ValueError):
-        raise DataError(f"{LABELS_NAME} must list [path, value] pairs: run 3dgp data resize again.") from None
 
 
 def _first_size(source: ImageSource, name: str) -> tuple[int, int]:

@@ -47,11 +47,11 @@ class Labels:
         return content
 
 
-def read_labels(source: ImageSource) -> Labels | None:
-    """The set's own dataset.json, or None when it has none.
+def load_labels(source: ImageSource) -> Labels | None:
+    """The set's own dataset.json, which may leave images out, or None when it has none.
 
     Raises:
-        DataError: it is damaged, or leaves an image out.
+        DataError: it is damaged.
     """
     if DATASET_JSON not in source:
         return None
@@ -60,11 +60,24 @@ def read_labels(source: ImageSource) -> Labels | None:
         content = json.loads(source.read(DATASET_JSON))
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{where} is not valid JSON ({error}).") from None
-    labels = parse_labels(content, where)
+    return parse_labels(content, where)
+
+
+def read_labels(source: ImageSource) -> Labels | None:
+    """The set's own dataset.json, or None when it has none.
+
+    Raises:
+        DataError: it is damaged, or leaves an image out.
+    """
+    labels = load_labels(source)
+    if labels is None:
+        return None
     for what, known in (("label", labels.values), ("camera_angles", labels.angles or None)):
         missing = [name for name in source.names if known is not None and stem_of(name) not in known]
         if missing:
-            raise DataError(f"{where} has no {what} for {len(missing)} images (first: {missing[0]}).")
+            raise DataError(
+                f"{source.root}/{DATASET_JSON} has no {what} for {len(missing)} images (first: {missing[0]})."
+            )
     return labels
 
 
