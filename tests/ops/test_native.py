@@ -11,7 +11,9 @@ from tests.tools import relative_error
 from threedgp.ops import native
 from threedgp.ops.activation import bias_act
 from threedgp.ops.fir import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from threedgp.ops.modulated_conv import modulated_conv2d_act, scale_channels
 from threedgp.ops.triplane import sample_field, sample_triplanes
+from threedgp.rendering.renderer import RenderOptions, make_draws, render_rays
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ def test_bias_act_of_rows(random):
 @pytest.mark.parametrize("taps", [[1, 3, 3, 1], [1, 2, 5, 7, 3], list(range(1, 30))])
 def test_resampling(random, channels, op, taps):
     f = setup_filter(taps)
-    assert_like_plain(lambda x: op(x * x, f), [random(2, channels, 28, 12)], second=True)
+    assert_like_plain(lambda x: op(x * x, f), [random(2, channels, 28, 24)], second=True)
 
 
 def test_filters_that_are_no_product_take_the_plain_way(random):
@@ -162,3 +164,79 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
 def test_a_compiler_that_fails_is_no_disaster(tmp_path):
     code, out, err = run_python(PROBE, THREEDGP_CACHE=str(tmp_path), CXX="false")
     assert (code, out, len(err.splitlines())) == (0, "False", 1)
+
+
+@pytest.mark.parametrize("fine_steps", [7, 0])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_inf_depth": False},
+        {"clamp_mode": "relu", "last_back": True},
+        {"last_back": True, "white_back": True, "use_inf_depth": False},
+        {"white_back": True},
+        {"marcher": "mip", "density_bias": -0.5},
+        {"marcher": "mip", "use_inf_depth": False, "white_back": True},
+        {"full_box": 0.5},
+    ],
+)
+def test_rendering(random, fine_steps, settings):
+    options = RenderOptions(near=0.6, far=1.6, num_steps=9, num_fine_steps=fine_steps, **settings)
+    planes, _ = scene(random, 2, 8)
+    network = [random(16, 8), random(16), 3 * random(4, 16), 3 * random(4)]
+    origins = torch.tensor([0.0, 0.0, 1.1]).expand(2, 50, 3)
+    directions = torch.nn.functional.normalize(random(2, 50, 3) * 0.2 - torch.tensor([0.0, 0.0, 1.0]), dim=-1)
+    draws = make_draws(2, 50, options)
+
+    def picture(planes, *network):
+        def field(points):
+            values = sample_field(planes, points * 2, *network)
+            return values[..., :3], values[..., 3:]
+
+        rays = render_rays(field, origins, directions, options, draws=draws)
+        return torch.cat([rays.color, torch.stack(rays[1:], dim=-1)], dim=-1)
+
+    assert_like_plain(picture, [planes, *network], tolerance=2e-4)
+
+
+def test_empty_and_opaque_rays_have_finite_derivatives(random):
+    options = RenderOptions(near=0.6, far=1.6, num_steps=8)
+    origins, directions = torch.zeros(1, 6, 3), torch.tensor([0.0, 0.0, -1.0]).expand(1, 6, 3)
+    for level in (-200.0, -80.0, 29.9, 31.0, 1e6):
+        sigma = torch.full((1, 48, 1), level, requires_grad=True)
+        rays = render_rays(lambda points, s=sigma: (torch.ones_like(points), s), origins, directions, options)
+        (rays.color.sum() + rays.depth.sum()).backward()
+        assert torch.isfinite(rays.color).all()
+        assert torch.isfinite(sigma.grad).all()
+
+
+def test_nan_densities_show(random):
+    options = RenderOptions(near=0.6, far=1.6, num_steps=8)
+    origins, directions = torch.zeros(1, 6, 3), torch.tensor([0.0, 0.0, -1.0]).expand(1, 6, 3)
+    rays = render_rays(lambda points: (points, points[..., :1] * float("nan")), origins, directions, options)
+    assert rays.color.isnan().all()
+    assert rays.depth.isnan().all()
+
+
+@pytest.mark.parametrize("up", [1, 2])
+@pytest.mark.parametrize("with_noise", [True, False])
+def test_synthesis_layer(random, up, with_noise):
+    f = setup_filter([1, 3, 3, 1])
+    inputs = [random(2, 12, 6, 6), random(20, 12, 3, 3), random(2, 12), random(20)]
+    if with_noise:
+        inputs.append(random(2, 1, 6 * up, 6 * up))
+
+    def layer(x, weight, styles, bias, noise=None):
+        options = {"up": up, "padding": 1, "resample_filter": f, "flip_weight": up == 1, "clamp": 2.0}
+        return modulated_conv2d_act(x * x, weight, styles, bias, noise, **options)
+
+    assert_like_plain(layer, inputs, second=True, tolerance=2e-5)
+
+
+def test_noise_maps_may_be_shared_by_the_batch(random):
+    inputs = [random(2, 12, 6, 6), random(20, 12, 3, 3), random(2, 12), random(20), random(6, 6)]
+    assert_like_plain(lambda *values: modulated_conv2d_act(*values, padding=1), inputs, tolerance=2e-5)
+
+
+def test_scaled_channels(random):
+    assert_like_plain(lambda x, s: scale_channels(x * x, s), [random(3, 20, 5, 5), random(3, 20)], second=True)

@@ -19,7 +19,7 @@ from threedgp.models.depth_adaptor import DepthAdaptor
 from threedgp.models.layers import FullyConnected
 from threedgp.models.mapping import CameraEncoding, MappingNetwork
 from threedgp.models.stylegan2 import NoiseMode, SynthesisNetwork
-from threedgp.ops.triplane import sample_triplanes
+from threedgp.ops.triplane import sample_field, sample_triplanes
 from threedgp.rendering.rays import camera_rays
 from threedgp.rendering.renderer import Field, RenderDraws, RenderOptions, render_rays
 
@@ -54,6 +54,20 @@ class FieldMLP(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.model(features)
+
+    def at(self, planes: Tensor, points: Tensor) -> Tensor:
+        """Values [B, M, out] at points [B, M, 3] of the cube [−1, 1]³ with planes [B, 3, F, H, W]."""
+        if len(self.model) > 2:
+            return self(sample_triplanes(planes, points))
+        hidden, last = self.model
+        return sample_field(
+            planes,
+            points,
+            hidden.weight * hidden.weight_gain,
+            hidden.bias * hidden.bias_gain,
+            last.weight * last.weight_gain,
+            last.bias * last.bias_gain,
+        )
 
 
 class Generator(nn.Module):
@@ -189,8 +203,8 @@ class Generator(nn.Module):
         def query(points: Tensor) -> tuple[Tensor, Tensor]:
             batch, count = points.shape[:2]
             folded = points.reshape(len(planes), -1, 3) / self.cube_scale
-            values = mlp(sample_triplanes(planes, folded)).reshape(batch, count, -1)  # [B, M, 4]
-            rgb, sigma = values[..., :-1], values[..., -1:]
+            values = mlp.at(planes, folded).reshape(batch, count, -1)  # [B, M, 4]
+            rgb, sigma = values.split([values.shape[-1] - 1, 1], dim=-1)
             if marcher == "mip":
                 rgb = rgb.sigmoid() * 1.002 - 0.001
             return rgb, sigma

@@ -14,6 +14,7 @@ from torch import nn
 from threedgp.errors import ConfigError
 from threedgp.ops.activation import ACTIVATIONS, bias_act
 from threedgp.ops.fir import DEFAULT_TAPS, conv2d_resample, setup_filter
+from threedgp.ops.modulated_conv import scale_channels
 
 
 def channels_at(resolution: int, cbase: int, cmax: int, fmaps: float = 1.0) -> int:
@@ -141,7 +142,7 @@ class Conv2dLayer(nn.Module):
     def forward(self, x: torch.Tensor, c: torch.Tensor | None = None, gain: float = 1.0) -> torch.Tensor:
         """`x` [B, in, H, W], `c` [B, modulation_dim], `gain` an extra factor on output and clamp."""
         if self.affine is not None:
-            x = x * (1 + self.affine(c).tanh()).to(x.dtype)[:, :, None, None]
+            x = scale_channels(x, 1 + self.affine(c).tanh())
         x = conv2d_resample(
             x,
             (self.weight * self.weight_gain).to(x.dtype),

@@ -24,7 +24,7 @@ from threedgp.models.layers import (
 from threedgp.models.mapping import CameraEncoding, MappingNetwork
 from threedgp.ops.activation import bias_act
 from threedgp.ops.fir import upsample2d
-from threedgp.ops.modulated_conv import modulated_conv2d
+from threedgp.ops.modulated_conv import modulated_conv2d, modulated_conv2d_act
 from threedgp.ops.patches import sample_patches
 
 NoiseMode = Literal["random", "const", "none"]
@@ -89,18 +89,19 @@ class SynthesisLayer(nn.Module):
             noise_map = noise.draw(name, len(x), self.resolution, self.noise_const) * self.noise_strength
         elif self.use_noise and noise is not None and noise.mode == "const":
             noise_map = self.noise_const * self.noise_strength
-        x = modulated_conv2d(
+        return modulated_conv2d_act(
             x,
             self.weight,
             self.affine(w),
+            self.bias,
             noise_map,
+            gain=math.sqrt(2) * gain,
+            clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
             up=self.up,
             padding=self.padding,
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,
         )
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias, "lrelu", gain=math.sqrt(2) * gain, clamp=clamp)
 
 
 class ToRGB(nn.Module):

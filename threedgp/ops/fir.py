@@ -264,6 +264,8 @@ def conv2d_resample(
     Returns:
         [B, O, H·up/down, W·up/down] for padding k//2 and odd k.
     """
+    if native.library(x, weight) is not None:
+        x = x.contiguous(memory_format=torch.channels_last)  # the faster layout on CPUs, which all that follows keeps
     if up == 1 and down == 1:
         weight = weight if flip_weight else weight.flip([2, 3])
         return F.conv2d(x, weight, padding=padding, groups=groups)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from threedgp.ops import native
+from threedgp.ops.activation import bias_act
 from threedgp.ops.fir import conv2d_resample
 
 
@@ -46,11 +48,97 @@ def modulated_conv2d(
         weight = weight / (fan_in**0.5 * weight.abs().amax(dim=[1, 2, 3], keepdim=True))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
 
-    y = x * styles.to(x.dtype)[:, :, None, None]
-    y = conv2d_resample(y, weight.to(x.dtype), resample_filter, up=up, padding=padding, flip_weight=flip_weight)
-    if demodulate:
-        energy = styles.square() @ weight.square().sum(dim=[2, 3]).t()  # [B, O]
-        y = y * (energy + 1e-8).rsqrt().to(x.dtype)[:, :, None, None]
+    y, scale = _modulated(x, weight, styles, up, padding, resample_filter, demodulate, flip_weight)
+    if scale is not None:
+        y = y * scale.to(x.dtype)[:, :, None, None]
     if noise is not None:
         y = y + noise.to(x.dtype)
     return y
+
+
+def modulated_conv2d_act(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    styles: torch.Tensor,
+    bias: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    *,
+    gain: float = 2.0**0.5,
+    clamp: float | None = None,
+    up: int = 1,
+    padding: int = 0,
+    resample_filter: torch.Tensor | None = None,
+    flip_weight: bool = True,
+) -> torch.Tensor:
+    """`bias_act(modulated_conv2d(x, weight, styles, noise), bias, "lrelu")`: a whole synthesis layer.
+
+    The native form does everything behind the convolution in one pass. Arguments as in the two functions.
+    """
+    if native.library(x, weight, styles, bias, noise) is None:
+        options = {"up": up, "padding": padding, "resample_filter": resample_filter, "flip_weight": flip_weight}
+        x = modulated_conv2d(x, weight, styles, noise, **options)
+        return bias_act(x, bias, "lrelu", gain=gain, clamp=clamp)
+    y, scale = _modulated(x, weight, styles, up, padding, resample_filter, True, flip_weight)
+    return _ScaledAct.apply(y, scale, bias, noise, 0.2, gain, -1.0 if clamp is None else clamp)
+
+
+def scale_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x [B, C, H, W] times scale [B, C], in x's dtype. Differentiable to any order."""
+    if native.library(x, scale) is None:
+        return x * scale.to(x.dtype)[:, :, None, None]
+    return _ScaledAct.apply(x, scale, None, None, 1.0, 1.0, -1.0)
+
+
+def _modulated(x, weight, styles, up, padding, resample_filter, demodulate, flip_weight):
+    """The convolution, and what its output must be multiplied by, [B, O] (None without demodulation)."""
+    y = scale_channels(x, styles)
+    y = conv2d_resample(y, weight.to(x.dtype), resample_filter, up=up, padding=padding, flip_weight=flip_weight)
+    if not demodulate:
+        return y, None
+    energy = styles.square() @ weight.square().sum(dim=[2, 3]).t()  # [B, O]
+    return y, (energy + 1e-8).rsqrt()
+
+
+class _ScaledAct(torch.autograd.Function):
+    """The native form of clamp(gain · lrelu(x · scale + noise + bias))."""
+
+    @staticmethod
+    def forward(ctx, x, scale, bias, noise, alpha, gain, clamp):
+        flat = None if noise is None else noise.reshape(-1, noise.shape[-2] * noise.shape[-1])
+        y = torch.ops.threedgp.pointwise(x, scale, bias, flat, alpha, gain, clamp)
+        ctx.save_for_backward(x, scale, bias, noise, y)
+        ctx.settings = alpha, gain, clamp
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale, bias, noise, y = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            # Someone wants to differentiate again: rare enough to leave it to plain operations.
+            inputs = [value for value, want in zip((x, scale, bias, noise), wanted, strict=True) if want]
+            plain = _plain_scaled_act(x, scale, bias, noise, *ctx.settings)
+            found = iter(torch.autograd.grad(plain, inputs, grad, create_graph=True))
+            return (*(next(found) if want else None for want in wanted), None, None, None)
+        grad_x, grad_scale, grad_bias, grad_noise = torch.ops.threedgp.pointwise_backward(
+            grad, y, x if wanted[1] else None, scale, wanted[3], *ctx.settings
+        )
+        if wanted[3]:
+            grad_noise = grad_noise.reshape(len(x), 1, *x.shape[2:]).sum_to_size(noise.shape).to(noise.dtype)
+        return (
+            grad_x if wanted[0] else None,
+            grad_scale.to(scale.dtype) if wanted[1] else None,
+            grad_bias.to(bias.dtype) if wanted[2] else None,
+            grad_noise if wanted[3] else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _plain_scaled_act(x, scale, bias, noise, alpha, gain, clamp):
+    y = x * scale.to(x.dtype)[:, :, None, None]
+    if noise is not None:
+        y = y + noise.to(x.dtype)
+    with native.plain():
+        return bias_act(y, bias, "lrelu", alpha=alpha, gain=gain, clamp=None if clamp < 0 else clamp)

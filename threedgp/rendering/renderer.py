@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from threedgp.ops import native
+from threedgp.ops.march import MarchOptions, RaySamples, importance, march
 from threedgp.rendering import marching
 from threedgp.rendering.rays import box_bounds
 from threedgp.rendering.sampling import Marcher, importance_samples, stratified_samples
@@ -204,20 +206,46 @@ def _render_bundle(field: Field, rays: _Rays, options: RenderOptions) -> RayColo
     s_coarse = stratified_samples(draws.jitter, options.marcher)  # [B, R, N]
     t = rays.distances(s_coarse)
     rgb, sigma = _query(field, rays, t, draws.noise_coarse, options)  # [B, R, N, C], [B, R, N]
-    if options.fine_steps > 0:
-        with torch.no_grad():
-            # The first pass marches in normalised units, as the published models were trained.
-            weights = _weights(sigma, s_coarse, options)
-            s_fine = importance_samples(s_coarse, weights, draws.u, options.marcher)
+    coarse, fused = RaySamples(rgb, sigma, t), _can_fuse(options, rgb, sigma, t)
+    if options.fine_steps == 0:
+        fine = RaySamples(rgb[..., :0, :], sigma[..., :0], t[..., :0])
+    else:
+        # The first pass marches in normalised units, as the published models were trained.
+        if fused:
+            s_fine = importance(sigma, s_coarse, draws.u, _march_options(options))
+        else:
+            with torch.no_grad():
+                weights = _weights(sigma, s_coarse, options)
+                s_fine = importance_samples(s_coarse, weights, draws.u, options.marcher)
         t_fine = rays.distances(s_fine)
-        rgb_fine, sigma_fine = _query(field, rays, t_fine, draws.noise_fine, options)
-        t, order = torch.cat([t, t_fine], dim=-1).sort(dim=-1)
-        sigma = torch.cat([sigma, sigma_fine], dim=-1).gather(-1, order)
-        rgb = torch.cat([rgb, rgb_fine], dim=-2)
+        fine = RaySamples(*_query(field, rays, t_fine, draws.noise_fine, options), t_fine)
+    if fused:
+        return RayColors(*march(coarse, fine, _march_options(options), rgb.shape[-1] if options.white_back else 0))
+    if options.fine_steps > 0:
+        t, order = torch.cat([coarse.t, fine.t], dim=-1).sort(dim=-1)
+        sigma = torch.cat([coarse.sigma, fine.sigma], dim=-1).gather(-1, order)
+        rgb = torch.cat([coarse.rgb, fine.rgb], dim=-2)
         rgb = rgb.gather(-2, order[..., None].expand_as(rgb))
     composite = _march(rgb, sigma, t, options)
     weight_sum = composite.weights.sum(dim=-1)
     return RayColors(composite.color, composite.depth, weight_sum, composite.transmittance[..., -1])
+
+
+def _can_fuse(options: RenderOptions, rgb: Tensor, sigma: Tensor, t: Tensor) -> bool:
+    """Native marching is for float32 rays on the CPU whose distances are constants; quantiles need all rays at once."""
+    if options.cut_quantile > 0 or t.requires_grad or t.dtype != torch.float32:
+        return False
+    return native.library(rgb, sigma, t) is not None
+
+
+def _march_options(options: RenderOptions) -> MarchOptions:
+    return MarchOptions(
+        mip=options.marcher == "mip",
+        relu=options.clamp_mode == "relu",
+        use_inf_depth=options.use_inf_depth,
+        last_back=options.last_back,
+        density_bias=options.density_bias,
+    )
 
 
 def _query(field: Field, rays: _Rays, t: Tensor, noise: Tensor | None, options: RenderOptions):
