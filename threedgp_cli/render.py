@@ -441,10 +441,15 @@ def _report(rendered: Rendered, json_output: bool) -> None:
 
 
 def time_split(seconds: dict[str, float]) -> str:
-    """ "12.3 s: network 93 %, compose 3 %, encode 2 %"."""
-    total = seconds["total"]
-    parts = [f"{part} {100 * spent / total:.0f} %" for part, spent in seconds.items() if part != "total"]
-    return f"{total:.1f} s: {', '.join(parts)}"
+    """One line: the total, and the share of each part in percent."""
+    from threedgp.inference.sampler import NETWORK_PARTS
+
+    def share(part: str) -> str:
+        return f"{part} {100 * seconds[part] / seconds['total']:.0f}"
+
+    inside = ", ".join(share(part) for part in seconds if part in NETWORK_PARTS)
+    others = [f"{share(part)} %" for part in seconds if part not in (*NETWORK_PARTS, "network", "total")]
+    return f"{seconds['total']:.1f} s: " + ", ".join([f"{share('network')} % ({inside})", *others])
 
 
 def _size(path: Path) -> str:

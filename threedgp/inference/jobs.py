@@ -43,7 +43,7 @@ class Rendered:
         files: the results, in order.
         record: the JSON beside them.
         samples: how many tiles or surfaces.
-        seconds: time in the network, composing pictures, encoding them, and in total.
+        seconds: time in each part: `network`, of it `styles`, `planes` and `rays`; `compose`, `encode`; `total`.
     """
 
     files: list[Path]
@@ -152,14 +152,14 @@ class _Job:
 
     def styles(self, group: Sequence[Subject]) -> Tensor:
         """[S, num_ws, w_dim], or [S, steps, num_ws, w_dim] between two ends."""
-        with torch.no_grad(), self.watch("network"):
+        with torch.no_grad(), self.watch("styles"):
             ends = [self.model.styles(list(samples), self.settings.truncation) for samples in zip(*group, strict=True)]
             return ends[0] if self.settings.interpolate is None else interpolate(*ends, self.settings.interpolate)
 
     def prepare(self, group: Sequence[Subject]) -> tuple[Tensor, Camera]:
         """Styles and S·F cameras of a group; an interpolation keeps the camera of its first end."""
         ws = self.styles(group)
-        with self.watch("network"):
+        with self.watch("styles"):
             canonical = self.model.canonical_cameras([subject[0] for subject in group], self.settings.camera)
         self.canonical.append(canonical)
         cameras = self.motion.cameras(canonical)
@@ -193,7 +193,7 @@ class _Job:
             for entry, row in zip(content["samples"], Camera.cat(self.canonical).to_vector().tolist(), strict=True):
                 entry["camera"] = dict(zip(CAMERA_NUMBERS, row, strict=True))
         record = write_job_record(self.model, self.kind, self.settings, self.out, content)
-        seconds = {**self.watch.seconds, "total": time.perf_counter() - self.began}
+        seconds = {"network": self.watch.network, **self.watch.seconds, "total": time.perf_counter() - self.began}
         return Rendered(files, record, len(self.subjects), seconds)
 
 

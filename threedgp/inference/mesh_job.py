@@ -59,7 +59,7 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
     progress.start("Sampling density", len(samples) * settings.resolution, "slabs")
     for sample in samples:
         planes = sampler.planes(model.styles([sample], settings.truncation))
-        with sampler.watch("network"):
+        with sampler.watch("density"):
             volume = density_volume(model.generator, planes, settings.resolution, cube_size, progress)
         level = threshold.level(volume, model.generator.render_options)
         with sampler.watch("surface"):
@@ -77,7 +77,7 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
     progress.finish()
     content = {"files": [path.name for path in files], "cube_size": cube_size, "samples": entries}
     record = write_job_record(model, "mesh", settings, out, content)
-    seconds = {**sampler.watch.seconds, "total": time.perf_counter() - began}
+    seconds = {"network": sampler.watch.network, **sampler.watch.seconds, "total": time.perf_counter() - began}
     return Rendered(files, record, len(samples), seconds)
 
 

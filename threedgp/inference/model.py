@@ -10,13 +10,13 @@ from torch import Tensor
 
 from threedgp.camera.camera import Camera
 from threedgp.config.schema import Profile
-from threedgp.data.dataset import read_description
-from threedgp.data.labels import DATASET_JSON
+from threedgp.data.labels import DATASET_JSON, Labels, parse_labels, read_labels
 from threedgp.data.source import open_source
-from threedgp.errors import CheckpointError, DataError, UsageError
+from threedgp.errors import CheckpointError, UsageError
 from threedgp.files import read_json
 from threedgp.inference.cameras import mean_camera, posterior_cameras
 from threedgp.inference.latents import Sample, StyleMapper
+from threedgp.models.build import build_generator
 from threedgp.models.generator import Generator
 from threedgp.models.stylegan2 import StyleGAN2Generator
 from threedgp.runs.catalog import checkpoint_nimg, read_manifest
@@ -71,6 +71,19 @@ class TrainedModel:
         names, angles = (None, None) if data is None else data_facts(data, run.profile.data.num_classes)
         return cls(generator, run.profile, run.name, Path(checkpoint).name, files[WEIGHTS]["sha256"], names, angles)
 
+    @classmethod
+    def untrained(cls, profile: Profile, device: torch.device | str) -> TrainedModel:
+        """The profile's networks as they are before training, always the same: for measuring speed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            generator = build_generator(profile)
+        generator = generator.eval().requires_grad_(False).to(device)
+        return cls(generator, profile, profile.name, "000000000", "untrained")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.generator.parameters()).device
+
     @property
     def kimg(self) -> str:
         """Thousands of real images seen, for people."""
@@ -122,18 +135,12 @@ def data_facts(path: Path, num_classes: int) -> tuple[list[str] | None, Tensor |
         DataError: it cannot be read.
     """
     if path.is_dir():  # no need to list a large folder
-        description = read_json(path / DATASET_JSON) if (path / DATASET_JSON).is_file() else {}
+        content = read_json(path / DATASET_JSON) if (path / DATASET_JSON).is_file() else None
+        labels = Labels() if content is None else parse_labels(content, str(path / DATASET_JSON))
     else:
-        description = read_description(open_source(path))
-    if not isinstance(description, dict):
-        raise DataError(f"{path / DATASET_JSON} is not a JSON object.")
-    names = description.get("classes")
-    names = [str(name) for name in names] if isinstance(names, list) and len(names) == num_classes else None
-    try:
-        rows = [row for _, row in description.get("camera_angles") or []]
-        angles = torch.tensor(rows, dtype=torch.float32).reshape(-1, 3) if rows else None
-    except (TypeError, ValueError, RuntimeError):
-        raise DataError(f"{path}: camera_angles in dataset.json must be [path, [yaw, pitch, roll]] pairs.") from None
+        labels = read_labels(open_source(path)) or Labels()
+    names = labels.classes if labels.classes is not None and len(labels.classes) == num_classes else None
+    angles = torch.tensor(list(labels.angles.values())) if labels.angles else None
     return names, angles
 
 

@@ -58,12 +58,20 @@ class ViewOptions:
     batch: int = 4
 
 
+NETWORK_PARTS = ("styles", "planes", "rays", "images", "density")
+
+
 @dataclass
 class Stopwatch:
-    """Seconds spent in each part of a job; see `threedgp.inference.bench`."""
+    """Seconds spent in each part of a job. Those of NETWORK_PARTS are work of the networks."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def network(self) -> float:
+        """Seconds in the networks."""
+        return sum(self.seconds.get(part, 0.0) for part in NETWORK_PARTS)
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -113,7 +121,7 @@ class ViewSampler:
 
     def planes(self, ws: Tensor) -> Tensor:
         """Feature planes [S, 3, F, H, W] of styles [S, num_ws, w_dim], computed once however many views follow."""
-        with torch.no_grad(), exact_arithmetic(), self.watch("network"):
+        with torch.no_grad(), exact_arithmetic(), self.watch("planes"):
             parts = [
                 self.generator.synthesize_planes(part, noise_mode="const") for part in ws.split(self.options.batch)
             ]
@@ -137,7 +145,7 @@ class ViewSampler:
         return _join(parts)
 
     def _view(self, planes: Tensor, cameras: Camera) -> Views:
-        with torch.no_grad(), exact_arithmetic(), self.watch("network"):
+        with torch.no_grad(), exact_arithmetic(), self.watch("rays"):
             output = self.generator.render(
                 planes, cameras, resolution=self.size, options=self.render_options, adapt_depth=self.options.adapted
             )
@@ -204,7 +212,7 @@ class ViewSampler:
             own = ws[part] if ws.ndim == 4 else ws[part, None]  # [s, T, num_ws, w_dim]
             images = []
             for some in own.flatten(0, 1).split(self.options.batch):
-                with torch.no_grad(), exact_arithmetic(), self.watch("network"):
+                with torch.no_grad(), exact_arithmetic(), self.watch("images"):
                     images.append(unit_range(self.generator.synthesize(some, noise_mode="const")))
             for rgb in torch.cat(images).unflatten(0, own.shape[:2]):
                 yield Views(rgb)
