@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from threedgp_cli import bench, bench_eval, class_scores, data, demo, doctor, evaluate, profiles, render, runs, train
+from threedgp_cli import (
+    bench,
+    bench_eval,
+    bench_render,
+    class_scores,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    profiles,
+    render,
+    runs,
+    train,
+)
 from threedgp_cli.console import DATA_PANEL, HELP_PANEL, RESULT_PANEL, run_app
 
 app = typer.Typer(
@@ -27,6 +40,7 @@ class_scores.register(evaluate.app)
 app.add_typer(evaluate.app, name="eval", rich_help_panel=RESULT_PANEL)
 app.add_typer(render.app, name="render", rich_help_panel=RESULT_PANEL)
 bench_eval.register(bench.app)
+bench_render.register(bench.app)
 app.add_typer(bench.app, name="bench", rich_help_panel=HELP_PANEL)
 app.add_typer(profiles.app, name="profiles", rich_help_panel=HELP_PANEL)
 doctor.register(app, HELP_PANEL)
