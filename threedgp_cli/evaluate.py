@@ -369,6 +369,10 @@ def _world(options: Options):
         if is_first():
             raise
         raise typer.Exit(error.exit_code) from None  # the first process says it
+    except KeyboardInterrupt:
+        if not is_worker():
+            raise
+        raise typer.Exit(130) from None  # the process that started this one says it
 
 
 def _networks(options: Options, offline: bool, device: Any) -> Any:

@@ -20,11 +20,13 @@ def run_in_processes(count: int) -> int:
     """Start this very command in `count` processes on this machine and wait; returns the exit code."""
     import logging
 
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # A failed worker has already shown its error; torchrun's own report would bury it.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
@@ -39,6 +41,8 @@ def run_in_processes(count: int) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "threedgp_cli.main", *sys.argv[1:])
+    except SignalException:
+        raise KeyboardInterrupt from None
     except ChildFailedError as error:
         return max(error.get_first_failure()[1].exitcode, 1)
     return 0

@@ -31,7 +31,10 @@ OFFLINE = [parse_metric(name) for name in ("fd_efflite0_40_full", "kd_efflite0_4
 
 class Notes(NullProgress):
     def __init__(self):
-        self.texts, self.labels = [], []
+        self.texts, self.labels, self.advanced = [], [], []
+
+    def advance(self, count=1):
+        self.advanced.append(count)
 
     def start(self, label, total=None, unit="images"):
         self.labels.append(label)
@@ -164,6 +167,30 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(folders, tmp_path, m
     assert numbers(score(folders, cache=cache, batch=3)) == pytest.approx(expected, rel=1e-9)
     assert seen == list(range(16, 40))
     assert not list((tmp_path / "cache").glob("unfinished-*"))
+
+
+def test_parts_of_any_processes_are_continued_and_overlaps_passed_over(folders, tmp_path):
+    images, parts = RealImages(folders[0]), tmp_path / "parts"
+
+    def bank_of(numbers):
+        bank = features.Bank(pool_extractor(), 50, rows=True)
+        for groups in images.batches([numbers] if numbers else []):
+            for present, pixels in groups:
+                bank.update(present, pixels)
+        return bank
+
+    for numbers in (range(0, 40, 2), range(1, 30, 2), range(10)):  # the last repeats the first two
+        bank = bank_of(list(numbers))
+        features.PartStore(parts, [bank]).save(bank.seen)
+    (parts / "part-damaged.safetensors").write_bytes(b"cut off")
+    bank = bank_of([])
+    progress = Notes()
+    features.collect(images, [bank], batch=4, parts=parts, progress=progress)
+    whole = bank_of(list(range(50)))
+    assert bank.statistics.count == 50
+    assert torch.equal(bank.rows(), whole.rows())
+    assert torch.allclose(bank.statistics.moments().cov, whole.statistics.moments().cov, rtol=1e-12, atol=1e-12)
+    assert progress.advanced[0] == 35
 
 
 def test_the_cache_notices_every_change(folders, tmp_path):
