@@ -222,22 +222,23 @@ def keep_profile(run: Run, profile: Profile) -> Run:
     """Write a changed profile into the run folder; returns the run as it is then."""
     if profile == run.profile:
         return run
-    save_profile(profile, run.config)
-    changed = Run(run.folder)
-    if not outcome(changed)["finished"]:
+    if not outcome(run, profile)["finished"]:
         (run.folder / DONE_FILE).unlink(missing_ok=True)
-    return changed
+    save_profile(profile, run.config)
+    return Run(run.folder)
 
 
 def outcome(run: Run, profile: Profile | None = None) -> dict[str, Any]:
     """Where a run stands, for people and `--json`; `profile` is to be used instead of the run's own."""
     checkpoints = run.checkpoints()
     nimg = checkpoint_nimg(checkpoints[-1]) if checkpoints else 0
+    wanted = profile or run.profile
+    ended = wanted == run.profile and (run.folder / DONE_FILE).exists()
     return {
         "run": run.name,
         "folder": str(run.folder),
         "kimg": nimg / 1000,
-        "finished": nimg >= 1000 * (profile or run.profile).training.kimg,
+        "finished": ended or nimg >= 1000 * wanted.training.kimg,
         "checkpoint": checkpoints[-1].name if checkpoints else None,
     }
 

@@ -65,7 +65,7 @@ def run_workers(run: Run, options: LaunchOptions, request: StopRequest) -> None:
     if request.signal is not None:
         (run.folder / STOP_FILE).unlink(missing_ok=True)
     if errors:
-        raise _explain(errors[0], run, options) from errors[0]
+        raise explain(errors[0], run, options) from errors[0]
 
 
 def launch_config(run: Run, options: LaunchOptions, reports: str) -> LaunchConfig:
@@ -90,8 +90,8 @@ def launch_config(run: Run, options: LaunchOptions, reports: str) -> LaunchConfi
     )
 
 
-def _explain(error: BaseException, run: Run, options: LaunchOptions) -> BaseException:
-    """The error that people should see instead of torchrun's."""
+def explain(error: BaseException, run: Run, options: LaunchOptions) -> BaseException:
+    """The error that people should see instead of torchrun's: the process that failed first, and what to do."""
     again = f"Continue from the last checkpoint with: 3dgp resume {run.name}"
     if isinstance(error, ChildFailedError):
         rank, failure = min(error.failures.items(), key=lambda item: _blame(item[1]))
@@ -150,10 +150,11 @@ def report_failure(error: Exception) -> None:
     last = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" (in {os.path.basename(last[0].filename)}, line {last[0].lineno})" if last else ""
     known = isinstance(error, ThreeDGPError)
+    first = (str(error).strip().splitlines() or ["no message"])[0]
     info = {
         "timestamp": time.time(),
         "kind": "error" if known else "contact" if lost_contact(error) else "crash",
-        "text": str(error) if known else f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}{place}.",
+        "text": str(error) if known else f"{type(error).__name__}: {first}{place}.",
     }
     with open(path, "w", encoding="utf-8") as file:
         json.dump({"message": {"message": info["text"], "extraInfo": info}}, file)

@@ -1,0 +1,1 @@
+"""A package, so that a `tests` folder of an installed library does not hide this one from child processes."""

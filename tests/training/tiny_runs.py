@@ -1,0 +1,121 @@
+"""Small complete runs: a written training set, a run folder, and processes that train it and may be killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.training.small import tiny_profile
+from threedgp.config.workspace import Workspace
+from threedgp.files import write_json
+from threedgp.progress import NullProgress
+from threedgp.runs.run import Run
+from threedgp.training.launch import LaunchOptions, StopRequest, train_here
+
+IMAGES = 12
+OVERRIDES = (
+    "loss.distillation.weight=0.0",
+    "training.metrics=[]",
+    "training.kimg=0.064",
+    "training.tick_kimg=0.016",
+    "training.snapshot_ticks=1",
+    "training.image_ticks=1000",
+    "training.checkpoint.keep_last=20",
+)
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.training.tiny_runs", "torch._dynamo"])  # optimisers import it, slowly
+
+
+def write_training_set(folder: Path, size: int = 16) -> Path:
+    """Twelve noise pictures with depth, of four classes."""
+    random = np.random.default_rng(3)
+    folder.mkdir(parents=True)
+    names = [f"{index:03d}.png" for index in range(IMAGES)]
+    for name in names:
+        Image.fromarray(random.integers(256, size=(size, size, 3), dtype=np.uint8)).save(folder / name)
+        depth = random.integers(65536, size=(size, size), dtype=np.uint16)
+        Image.fromarray(depth).save(folder / name.replace(".png", "_depth.png"))
+    write_json(folder / "dataset.json", {"labels": [[name, index % 4] for index, name in enumerate(names)]})
+    return folder
+
+
+def make_workspace(root: Path) -> Workspace:
+    write_training_set(root / "data" / "noise" / "16")
+    return Workspace(root)
+
+
+def make_run(workspace: Workspace, name: str, *overrides: str) -> Run:
+    return Run.create(workspace, tiny_profile(*OVERRIDES, *overrides), name)
+
+
+class KillAt(NullProgress):
+    """Ends this process by kill -9 once it has trained so many images."""
+
+    def __init__(self, nimg: int):
+        self.nimg, self.seen = nimg, 0
+
+    def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None:
+        self.seen = done
+
+    def advance(self, count: int = 1) -> None:
+        self.seen += count
+        if self.seen >= self.nimg:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train(folder: str, rank: int, size: int, port: int, kill_at: int | None) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    progress = NullProgress() if kill_at is None else KillAt(kill_at)
+    train_here(Run(Path(folder)), LaunchOptions(processes=size), StopRequest(), progress)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def start(run: Run, processes: int = 1, kill_at: int | None = None) -> list[multiprocessing.Process]:
+    """Start training a run in processes of its own."""
+    port = free_port()
+    arguments = [(str(run.folder), rank, processes, port, kill_at) for rank in range(processes)]
+    started = [context.Process(target=_train, args=args) for args in arguments]
+    for process in started:
+        process.start()
+    return started
+
+
+def train(run: Run, processes: int = 1, kill_at: int | None = None) -> list[int]:
+    """Train a run in processes of its own until its end or until they are killed; returns their exit codes."""
+    started = start(run, processes, kill_at)
+    for process in started:
+        process.join(120)
+    codes = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    return codes
+
+
+def checkpoint_bytes(path: Path) -> dict[str, bytes]:
+    """Every tensor file of a checkpoint."""
+    return {file.name: file.read_bytes() for file in sorted(path.glob("*.safetensors"))}
+
+
+def counters(path: Path) -> dict:
+    """The counters of a checkpoint, but for the time it took."""
+    found = json.loads((path / "state.json").read_text())["counters"]
+    return {name: value for name, value in found.items() if name != "elapsed"}
