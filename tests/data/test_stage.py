@@ -1,13 +1,11 @@
 """A stage owns its folder, names what it skips, resumes only what it may trust, and stops plainly."""
 
-import errno
 import json
-import operator
 import os
 
 import pytest
 
-from threedgp.data.stage import Stage, is_newer, parallel
+from threedgp.data.stage import Stage, is_newer
 from threedgp.errors import DataError, UsageError
 
 
@@ -102,6 +100,15 @@ def test_broken_files_above_the_limit_fail_at_the_end(folders):
         run(source, output, names, broken=names[1:2], on_error="fail")
 
 
+def test_an_unfinished_stage_is_no_input(folders):
+    source, output = folders
+    Stage.begin("merge", source, output, {})
+    with pytest.raises(DataError, match="3dgp data merge"):
+        run(output, source.parent / "next", ["a.png"])
+    (source / "manifest.json").write_text("my own notes")
+    run(source, source.parent / "next", ["a.png"])
+
+
 def test_a_changed_source_is_not_up_to_date(tmp_path):
     source, target = tmp_path / "s", tmp_path / "t"
     source.write_bytes(b"1")
@@ -111,37 +118,3 @@ def test_a_changed_source_is_not_up_to_date(tmp_path):
     assert is_newer(target, source)
     os.utime(source, (2**31, 2**31))
     assert not is_newer(target, source)
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_parallel_streams_all_results(jobs):
-    results = parallel(operator.neg, iter(range(100)), jobs=jobs)
-    assert sorted(results) == list(range(-99, 1))
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "cannot be written")])
-def test_a_full_disk_is_a_sentence(jobs, number, words):
-    def fail_with(number):
-        raise OSError(number, os.strerror(number), "/mnt/file.png")
-
-    with pytest.raises(DataError, match=rf"{words}.*/mnt/file.png"):
-        list(parallel(fail_with, [number] * 4, jobs=jobs))
-
-
-def test_a_killed_worker_is_a_sentence():
-    with pytest.raises(DataError, match="worker process was killed"):
-        list(parallel(os._exit, range(4), jobs=2))
-
-
-def test_missing_backends_say_what_to_install():
-    with pytest.raises(UsageError, match="no backend 'cloud'"):
-        list(parallel(operator.neg, [1], backend="cloud"))
-    for backend, package in (("dask", "distributed"), ("ray", "ray")):
-        try:
-            __import__(package)
-        except ModuleNotFoundError:
-            with pytest.raises(UsageError, match=f"pip install .*{package}"):
-                list(parallel(operator.neg, [1], backend=backend))
-        else:
-            assert list(parallel(operator.neg, [1, 2, 3], backend=backend)) == [-1, -2, -3]

@@ -18,7 +18,7 @@ from threedgp.data.images import decode_image, write_bytes, write_depth
 from threedgp.data.merge import merge
 from threedgp.data.resize import ResizeSettings, resize, square_image
 from threedgp.data.source import open_source
-from threedgp.data.stage import parallel
+from threedgp.data.workers import parallel
 from threedgp.errors import DataError, WeightsError
 from threedgp.progress import NULL_PROGRESS, Progress
 

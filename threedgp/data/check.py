@@ -22,7 +22,7 @@ from threedgp.data.source import (
     same_stems,
     stem_of,
 )
-from threedgp.data.stage import Backend, parallel
+from threedgp.data.workers import Backend, parallel
 from threedgp.errors import DataError
 from threedgp.progress import NULL_PROGRESS, Progress
 

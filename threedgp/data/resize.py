@@ -36,7 +36,8 @@ from threedgp.data.source import (
     same_stems,
     stem_of,
 )
-from threedgp.data.stage import Backend, Stage, StageReport, is_newer, parallel, plain_os_errors
+from threedgp.data.stage import Stage, StageReport, is_newer, plain_os_errors
+from threedgp.data.workers import Backend, parallel
 from threedgp.errors import DataError, UsageError
 from threedgp.files import atomic_path, write_json
 from threedgp.progress import NULL_PROGRESS, Progress

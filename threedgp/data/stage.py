@@ -1,4 +1,4 @@
-"""What all data stages share: the manifest, the policy for broken files, resuming, and worker processes.
+"""What all data stages share: the manifest, the policy for broken files, and resuming.
 
 A stage reads one folder, writes another, and can be killed and started again: finished targets are kept, the rest is
 made, and the result has the same bytes as an undisturbed run.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from threedgp import __version__
 from threedgp.data.source import FolderSource
@@ -27,9 +25,6 @@ MANIFEST = "manifest.json"
 MAX_ERRORS = 0.01
 FREE_ERRORS = 10  # a small set may have this many broken files before the default share counts
 NOTES = 20  # broken files named on the screen; the manifest names all
-Backend = Literal["loky", "dask", "ray"]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -105,12 +100,13 @@ class Stage:
 
         Raises:
             UsageError: the output is the source, holds foreign files, or was made with other arguments.
-            DataError: the output cannot be written.
+            DataError: the source is an unfinished stage, or the output cannot be written.
         """
         source, output = Path(source), Path(output)
         root, target = source.resolve(), output.resolve()
         if target == root or (root in target.parents and not inside):
             raise UsageError(f"The output {output} lies in the source {source}. Choose a folder beside it with -o.")
+        require_finished(source)
         arguments = json.loads(json.dumps(arguments))  # as it will be read back: tuples become lists
         stage = cls(name, source, output, arguments, on_error, max_errors, progress)
         with plain_os_errors():
@@ -221,6 +217,18 @@ class Stage:
         )
 
 
+def require_finished(source: Path) -> None:
+    """Raise `DataError` when a folder is the output of a stage that was stopped before its end."""
+    if not (source / MANIFEST).is_file():
+        return
+    try:
+        manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError:
+        return  # a file of the user's own
+    if isinstance(manifest, dict) and "stage" in manifest and manifest.get("complete") is False:
+        raise DataError(f"{source} is unfinished: run '3dgp data {manifest['stage']}' again first.")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that a killed run left anywhere below the folder."""
     for parent, _, names in os.walk(folder):
@@ -251,51 +259,6 @@ def is_newer(target: Path, *sources: Path) -> bool:
         return False
 
 
-def parallel(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    *,
-    jobs: int | None = None,
-    backend: Backend = "loky",
-) -> Iterator[Result]:
-    """Apply `function` to every item in worker processes and yield results as they come, in any order.
-
-    Items and results stream: memory does not grow with their number. With one job everything happens in this
-    process. The function and items must be picklable, the module of the function light to import, and paths
-    absolute (workers outlive a call and keep the folder they started in).
-
-    Args:
-        jobs: number of workers; None takes one a core (of the cluster for dask and ray).
-        backend: `loky` (processes here), `dask` or `ray` (a cluster, when these are installed).
-
-    Raises:
-        DataError: the disk is full or cannot be written to, or a worker was killed.
-        UsageError: the backend is unknown or not installed.
-    """
-    with plain_os_errors():
-        if backend == "loky" and jobs == 1:
-            yield from map(function, items)
-            return
-        from joblib import Parallel, cpu_count, delayed
-
-        if backend == "loky":
-            count = jobs or cpu_count()
-            with _killed_workers():
-                calls = (delayed(function)(item) for item in items)
-                results = Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="3*n_jobs")(calls)
-                try:
-                    yield from results
-                finally:
-                    with warnings.catch_warnings():  # stopping early is no news worth a warning
-                        warnings.simplefilter("ignore")
-                        results.close()
-            return
-        with _cluster(backend):
-            stream = iter(items)
-            while chunk := list(islice(stream, 4096)):  # these backends return lists
-                yield from Parallel(n_jobs=jobs or -1)(delayed(function)(item) for item in chunk)
-
-
 @contextmanager
 def plain_os_errors() -> Iterator[None]:
     """A target that cannot be written stops a stage with a sentence. (Sources that cannot be read never get here.)"""
@@ -310,42 +273,3 @@ def plain_os_errors() -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DataError(f"The output cannot be written: {error.strerror}{where}.") from None
         raise
-
-
-@contextmanager
-def _cluster(backend: str) -> Iterator[None]:
-    """joblib pointed at Dask or Ray; their own environment variables choose the cluster, a local one is the default."""
-    from joblib import parallel_config
-
-    try:
-        if backend == "dask":
-            from distributed import Client
-
-            with Client(), parallel_config(backend="dask"):
-                yield
-        elif backend == "ray":
-            from ray.util.joblib import register_ray
-
-            register_ray()
-            with parallel_config(backend="ray"):
-                yield
-        else:
-            raise UsageError(f"There is no backend '{backend}'. Choose loky, dask or ray.")
-    except ModuleNotFoundError as error:
-        package = "dask distributed" if backend == "dask" else "ray"
-        if error.name not in ("distributed", "dask", "ray"):
-            raise
-        raise UsageError(f"The backend '{backend}' is not installed. Install it with: pip install {package}") from None
-
-
-@contextmanager
-def _killed_workers() -> Iterator[None]:
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    try:
-        yield
-    except TerminatedWorkerError:
-        raise DataError(
-            "A worker process was killed, most likely because memory ran out. "
-            "Run the same command again with fewer jobs (-j 1); finished work is kept."
-        ) from None

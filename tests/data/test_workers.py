@@ -1,0 +1,75 @@
+"""Results stream from worker processes; full disks, kills and Ctrl-C end in a sentence."""
+
+import errno
+import operator
+import os
+import signal
+
+import pytest
+
+from threedgp.data.workers import parallel
+from threedgp.errors import DataError, UsageError
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_parallel_streams_all_results(jobs):
+    results = parallel(operator.neg, iter(range(100)), jobs=jobs)
+    assert sorted(results) == list(range(-99, 1))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "cannot be written")])
+def test_a_full_disk_is_a_sentence(jobs, number, words):
+    def fail_with(number):
+        raise OSError(number, os.strerror(number), "/mnt/file.png")
+
+    with pytest.raises(DataError, match=rf"{words}.*/mnt/file.png"):
+        list(parallel(fail_with, [number] * 4, jobs=jobs))
+
+
+def test_a_killed_worker_is_a_sentence():
+    with pytest.raises(DataError, match="worker process was killed"):
+        list(parallel(os._exit, range(4), jobs=2))
+
+
+def test_missing_backends_say_what_to_install():
+    with pytest.raises(UsageError, match="no backend 'cloud'"):
+        list(parallel(operator.neg, [1], backend="cloud"))
+    for backend, package in (("dask", "distributed"), ("ray", "ray")):
+        try:
+            __import__(package)
+        except ModuleNotFoundError:
+            with pytest.raises(UsageError, match=f"pip install .*{package}"):
+                list(parallel(operator.neg, [1], backend=backend))
+        else:
+            assert list(parallel(operator.neg, [1, 2, 3], backend=backend)) == [-1, -2, -3]
+
+
+def test_a_consumer_that_stops_early_is_heard(recwarn):
+    started = []
+
+    def items():
+        for number in range(10_000):
+            started.append(number)
+            yield number
+
+    for result in parallel(operator.neg, items(), jobs=2):
+        if result == -3:
+            break
+    assert len(started) < 10_000
+    assert sorted(parallel(operator.neg, range(4), jobs=2)) == [-3, -2, -1, 0]
+    assert not recwarn.list
+
+
+def test_interrupt_stops_between_items():
+    def items():
+        for number in range(1000):
+            if number == 20:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield number
+
+    before = signal.getsignal(signal.SIGINT)
+    results = []
+    with pytest.raises(KeyboardInterrupt):
+        results.extend(parallel(operator.neg, items(), jobs=2))
+    assert signal.getsignal(signal.SIGINT) is before
