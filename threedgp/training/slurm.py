@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FOLDER = "slurm"  # in the run folder: sbatch scripts and logs
 WARNING_SECONDS = 120  # before a job is ended, Slurm sends a signal
 RESTARTS = 100  # a single job goes back into the queue this often when its time is over
-FIRST_PORT, PORTS = 20000, 20000  # jobs that share a node meet at different ports
+FIRST_PORT, PORTS = 10000, 20000  # jobs that share a node meet at different ports
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TrainingJob:
         """Train until the end, a stop, or a failure; returns a word for the job's result file."""
         if (Path(self.folder) / DONE_FILE).exists():
             return "nothing to do: the run is complete"
-        arguments = [*self.arguments, *self._meeting_point()]
+        arguments = [*self.arguments, *self.meeting_point()]
         self._process = subprocess.Popen([sys.executable, "-m", "threedgp_cli.main", "resume", *arguments])
         threading.Thread(target=self._watch, daemon=True).start()
         self._wait()
@@ -102,7 +102,8 @@ class TrainingJob:
         while not self._ended.is_set():
             time.sleep(0.2)
 
-    def _meeting_point(self) -> list[str]:
+    def meeting_point(self) -> list[str]:
+        """Arguments of `3dgp resume` that tell the nodes of this job where to meet."""
         if self.nodes == 1:
             return []
         import submitit
