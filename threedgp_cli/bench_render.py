@@ -54,7 +54,6 @@ def bench_render(
                 "pictures_per_second": speed.pictures_per_second,
                 "network_share": speed.network_share,
                 "seconds": speed.seconds,
-                "seconds_per_planes": speed.seconds_per_planes,
                 "saved_by_planes": speed.saved_by_planes,
             }
         )

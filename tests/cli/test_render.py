@@ -137,6 +137,13 @@ def test_interpolation(place, tmp_path):
         assert file.n_frames == 4
 
 
+def test_ranges_are_the_half_widths(place, tmp_path):
+    for name in ("yaw_range", "yaw_diff"):
+        motion = ["--set", f"{name}=0.6", "--set", "num_frames=2"]
+        render(place, "video", "plain", "--seeds", "0", *motion, "--out", str(tmp_path / f"{name}.mp4"))
+        assert json.loads((tmp_path / f"{name}.json").read_text())["trajectory"]["yaw_diff"] == 0.6
+
+
 def test_single_frames(place, tmp_path):
     arguments = ["--seeds", "0", "--set", "num_frames=3", "--format", "png", "--out", str(tmp_path / "frames")]
     render(place, "video", "plain", *arguments)

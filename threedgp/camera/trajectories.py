@@ -208,6 +208,10 @@ TRAJECTORIES: dict[str, type[Trajectory]] = {
 }
 
 
+OTHER_NAMES = {"yaw_range": "yaw_diff", "pitch_range": "pitch_diff", "fov_range": "fov_diff"}
+"""Names that people try, and the settings they mean."""
+
+
 def build_trajectory(name: str, overrides: Mapping[str, Any] | None = None) -> Trajectory:
     """A path by name, with some of its settings changed.
 
@@ -228,6 +232,9 @@ def build_trajectory(name: str, overrides: Mapping[str, Any] | None = None) -> T
         )
     kind = TRAJECTORIES[name]
     values = {key: None if value in ("null", "none") else value for key, value in (overrides or {}).items()}
+    for other, key in OTHER_NAMES.items():
+        if other in values and key in kind.model_fields:
+            values.setdefault(key, values.pop(other))
     for key in values:
         if key not in kind.model_fields:
             known = ", ".join(kind.model_fields)

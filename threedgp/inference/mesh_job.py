@@ -66,8 +66,7 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
             mesh, volume, corner = _surface(model, planes, volume, level, cube_size, settings)
         base = out if len(samples) == 1 else out.with_name(f"{out.name}-{sample.label}")
         camera = model.canonical_cameras([sample], settings.camera)
-        with sampler.watch("preview"):
-            preview = _preview(sampler, planes, mesh, camera)
+        preview = _preview(sampler, planes, mesh, camera)
         with sampler.watch("encode"):
             files += _save(mesh, volume, base, corner, cube_size / (settings.resolution - 1), settings)
             picture = base.with_name(f"{base.name}.png")
@@ -116,7 +115,8 @@ def _preview(sampler: ViewSampler, planes, mesh: Mesh, camera: Camera) -> torch.
     cameras = Points().cameras(camera)
     rendered = list(to_uint8(sampler.views(planes, cameras).rgb).cpu())
     near = sampler.render_options.near
-    drawn = [draw_mesh(mesh, cameras[index], sampler.size, near=near) for index in range(len(cameras))]
+    with sampler.watch("preview"):
+        drawn = [draw_mesh(mesh, cameras[index], sampler.size, near=near) for index in range(len(cameras))]
     rows = [torch.cat(rendered, dim=-1)]
     for pictures in zip(*drawn, strict=True):
         rows.append(torch.cat([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures], dim=-1))
