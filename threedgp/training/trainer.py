@@ -112,10 +112,9 @@ class Trainer:
         """Train until the profile's number of images, or until asked to stop."""
         if self.state.counters.nimg == 0:
             self.observer.draw(self.state.G_ema, 0)
-        self._batches = self._open_data()
-        self._tick_began, self._tick_nimg = time.perf_counter(), self.state.counters.nimg
-        self.progress.start("Training", self._total, "images")
-        self.progress.advance(self.state.counters.nimg)
+            if self.profile.training.metrics:
+                self.observer.evaluate(self.state.G_ema, 0)
+        self._begin_stretch()
         while not self._finished():
             began = time.perf_counter()
             self.iteration(next(self._batches))
@@ -131,6 +130,14 @@ class Trainer:
                 break
         self.progress.finish()
         return TrainingResult(self.state.counters.nimg, self._finished(), self.checkpoint)
+
+    def _begin_stretch(self) -> None:
+        """Open the data where the counters are, and start measuring: at the start and after a rollback."""
+        self.statistics = Statistics()
+        self._batches = self._open_data()
+        self._tick_began, self._tick_nimg = time.perf_counter(), self.state.counters.nimg
+        timed = self.profile.training.max_minutes is not None
+        self.progress.start("Training", None if timed else self._total, "images", done=self.state.counters.nimg)
 
     def _finished(self) -> bool:
         """Whether the run has seen all its images, or used up its time; the same on all processes."""
@@ -270,6 +277,8 @@ class Trainer:
             self.log.tick(counters.nimg, moments)
         names = {"G": "Loss/G/loss", "D": "Loss/D/loss", "R1": "Loss/D/r1_penalty"}
         shown = [f"{label} {moments[name].mean:.3g}" for label, name in names.items() if name in moments]
+        if self.profile.training.max_minutes is not None:
+            shown.append(f"{max(self.profile.training.max_minutes - counters.elapsed / 60, 0):.1f} min left")
         self.progress.status("  ".join(shown))
         self._tick_began, self._tick_nimg = time.perf_counter(), counters.nimg
         return moments
@@ -329,7 +338,7 @@ class Trainer:
             f"Training diverged at {trigger.nimg / 1000:g} thousand images ({trigger.criterion}); going back to "
             f"{rollback.source / 1000:g} thousand images, attempt {rollback.attempt}."
         )
-        self.log_event("rollback", **asdict(rollback))
+        self.log_event("rollback", **{key: value for key, value in asdict(rollback).items() if key != "nimg"})
         self._roll_back(rollback)
         return True
 
@@ -349,12 +358,8 @@ class Trainer:
                 if diverged and not (best and path == best[0] and checkpoint_nimg(path) < rollback.first_nimg):
                     remove_checkpoint(path)
         self.recovery = Recovery(self.recovery.path, self.profile.training.divergence)
-        self.statistics = Statistics()
-        self._batches = self._open_data()
-        self.progress.start("Training", self._total, "images")
-        self.progress.advance(self.state.counters.nimg)
-        self._tick_began, self._tick_nimg = time.perf_counter(), self.state.counters.nimg
         self.world.barrier()
+        self._begin_stretch()
 
 
 def peak_memory_gb() -> float:

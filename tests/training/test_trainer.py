@@ -1,0 +1,192 @@
+"""The loop: it reports, draws, scores and saves when due, and repairs a run that was broken on purpose."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.training.tiny_runs import make_run, make_workspace
+from threedgp.data.dataset import open_training_set
+from threedgp.errors import DivergenceError
+from threedgp.files import read_json_lines
+from threedgp.training.distributed import World
+from threedgp.training.log import RunLog
+from threedgp.training.observer import MetricReading
+from threedgp.training.trainer import Trainer
+
+ALONE = World(0, 1, torch.device("cpu"))
+QUICK_RECOVERY = (
+    "training.divergence.grace_kimg=0.0",
+    "training.divergence.settle_kimg=0.0",
+    "training.divergence.candidate_ticks=1",
+    "training.divergence.healthy_ticks=1",
+    "training.divergence.step_back_kimg=0.0",
+    "training.divergence.diversity_every=1000",
+)
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return make_workspace(tmp_path)
+
+
+def make_trainer(workspace, name, *overrides, log=False):
+    run = make_run(workspace, name, *overrides)
+    dataset = open_training_set(run.profile, workspace.data / "noise" / "16")
+    return Trainer(run, ALONE, dataset, log=RunLog(run.folder) if log else None)
+
+
+def events(trainer, kind):
+    return [line for line in read_json_lines(trainer.run.log_file) if line["kind"] == kind]
+
+
+class Sabotage:
+    """Breaks the discriminator once the trainer has seen so many images, as often as told."""
+
+    def __init__(self, trainer, at, times=1):
+        self.trainer, self.at, self.left, self.inner = trainer, at, times, trainer.iteration
+        trainer.iteration = self
+
+    def __call__(self, item):
+        if self.left and self.trainer.state.counters.nimg >= self.at:
+            self.left -= 1
+            next(self.trainer.state.D.parameters()).data[0] = math.nan
+        self.inner(item)
+
+
+def test_a_run_reports_saves_and_ends(workspace):
+    trainer = make_trainer(workspace, "plain", "training.image_ticks=2", log=True)
+    result = trainer.train()
+    assert (result.nimg, result.finished) == (64, True)
+    ticks = events(trainer, "tick")
+    assert [tick["nimg"] for tick in ticks] == [16, 32, 48, 64]
+    for name in ("Loss/G/loss", "Loss/D/loss", "Grad_norm/G/Gmain", "Timing/images_per_second", "Progress/kimg"):
+        assert all(math.isfinite(tick["statistics"][name][0]) for tick in ticks)
+    assert [path.name for path in trainer.run.checkpoints()] == [f"{nimg:09d}" for nimg in (16, 32, 48, 64)]
+    drawn = sorted(path.name for path in trainer.run.samples.iterdir())
+    for nimg in (0, 32, 64):
+        assert f"{nimg:09d}.jpg" in drawn
+        assert f"{nimg:09d}.mp4" in drawn
+        assert f"{nimg:09d}-cameras.png" in drawn
+
+
+def test_nan_in_the_discriminator_is_repaired(workspace):
+    trainer = make_trainer(workspace, "broken", "training.kimg=0.128", *QUICK_RECOVERY, log=True)
+    Sabotage(trainer, at=72)
+    result = trainer.train()
+    assert (result.nimg, result.finished) == (128, True)
+    (rollback,) = events(trainer, "rollback")
+    assert rollback["criterion"] == "non-finite value"
+    assert 0 < rollback["source"] < 72
+    assert trainer.state.counters.stream == 1
+    assert all(torch.isfinite(p).all() for network in trainer.state.networks.values() for p in network.parameters())
+
+
+def test_a_run_that_stays_broken_gives_up_with_exit_code_3(workspace):
+    trainer = make_trainer(workspace, "hopeless", *QUICK_RECOVERY, "training.divergence.attempts=2", log=True)
+    Sabotage(trainer, at=16, times=100)
+    with pytest.raises(DivergenceError, match="going back did not help") as caught:
+        trainer.train()
+    assert caught.value.exit_code == 3
+    assert len(events(trainer, "rollback")) == 2
+
+
+def test_the_monitor_can_be_switched_off(workspace):
+    trainer = make_trainer(workspace, "blind", *QUICK_RECOVERY, "training.divergence.enabled=false", log=True)
+    Sabotage(trainer, at=16)
+    assert trainer.train().finished
+    assert not events(trainer, "rollback")
+
+
+def test_a_rollback_that_was_interrupted_is_carried_out_at_the_next_start(workspace):
+    trainer = make_trainer(workspace, "interrupted", "training.kimg=0.128", *QUICK_RECOVERY, log=True)
+    Sabotage(trainer, at=72)
+
+    def killed(rollback):
+        raise KeyboardInterrupt
+
+    trainer._roll_back = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    again = Trainer(trainer.run, ALONE, trainer.dataset)
+    again.restore()
+    assert again.state.counters.stream == 1
+    assert again.state.counters.nimg == again.recovery.last.source
+    assert again.train().finished
+
+
+def test_lowered_learning_rates_after_the_third_attempt(workspace):
+    trainer = make_trainer(workspace, "slow", *QUICK_RECOVERY)
+    trainer.recovery.slow_down = lambda nimg: (0.5, 2.0)
+    trainer._batches = trainer._open_data()
+    trainer.iteration(next(trainer._batches))
+    for name, optimizer in trainer.state.optimizers.items():
+        (group,) = optimizer.param_groups
+        assert group["lr"] == pytest.approx(0.5 * optimizer.defaults["lr"]), name
+
+
+def test_the_best_checkpoint_survives_pruning(workspace):
+    trainer = make_trainer(
+        workspace,
+        "best",
+        "training.metrics=[nfs8]",
+        "training.val_every=1",
+        "training.checkpoint.keep_last=1",
+        "training.divergence.enabled=false",
+        log=True,
+    )
+    values = iter([3.0, 2.0, 5.0, 4.0, 1.0])
+
+    def evaluate(generator, nimg):
+        value = next(values)
+        earlier = trainer.run.best()
+        best = earlier is None or value >= earlier.value
+        trainer.run.append_metrics({"metric": "nfs8", "results": {"nfs8": value}, "checkpoint": f"{nimg:09d}"})
+        return MetricReading(value, True, best)
+
+    trainer.observer.evaluate = evaluate
+    trainer.train()
+    assert trainer.run.best().path.name == "000000032"  # evaluated at 0, 16, 32, ...: 5.0 was the third
+    assert [path.name for path in trainer.run.checkpoints()] == ["000000032", "000000064"]
+
+
+def test_metrics_are_computed_while_training(workspace):
+    trainer = make_trainer(workspace, "scored", "training.metrics=[nfs8]", "training.val_every=4", log=True)
+    trainer.train()
+    lines = trainer.run.metrics()
+    assert [line["checkpoint"] for line in lines] == ["000000000", "000000064"]
+    assert all(1 <= line["results"]["nfs8"] <= 64 for line in lines)
+
+
+def test_a_time_limit_ends_the_run_as_finished(workspace):
+    trainer = make_trainer(workspace, "short", "training.max_minutes=1e-6", log=True)
+    result = trainer.train()
+    assert result.finished
+    assert result.nimg < 64
+    assert trainer.run.checkpoints()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("loss.adversarial=hinge",),
+        ("loss.adversarial=relativistic",),
+        ("loss.camera.gradient_penalty.enabled=true",),
+        ("loss.camera.emd.anneal_kimg=0.0",),
+        ("training.augment.mode=ada",),
+        ("data.augment.where=reals",),
+        ("data.augment.where=both",),
+        ("training.learn_camera=false",),
+        ("training.use_depth=false",),
+        ("model.generator.marcher=mip",),
+        ("training.patch.distribution=uniform",),
+        ("data.num_classes=0",),
+        ("precision=bf16",),
+    ],
+)
+def test_every_option_trains(workspace, overrides):
+    trainer = make_trainer(workspace, "option", "training.kimg=0.016", "training.image_ticks=1", *overrides)
+    assert trainer.train().finished
+    assert all(torch.isfinite(p).all() for network in trainer.state.networks.values() for p in network.parameters())
