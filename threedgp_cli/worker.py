@@ -13,7 +13,6 @@ from threedgp_cli.console import progress
 def main(folder: str, options: str = "{}") -> int:
     """Train the run in `folder` with the launch options given as JSON; returns the exit code."""
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is reported in words below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_this_machine)))
 
     from threedgp.errors import ThreeDGPError

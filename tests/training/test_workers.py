@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
 
@@ -80,6 +81,8 @@ def test_machines_that_do_not_meet_are_told_what_to_check(run):
     options = LaunchOptions(1, nodes=2, rendezvous="node1:29500")
     text = str(explain(RendezvousTimeoutError(), run, options))
     assert "did not meet at node1:29500" in text
+    text = str(explain(torch.distributed.DistNetworkError("Failed to recv"), run, options))
+    assert "contact with another machine was lost" in text
     other = OSError(5, "x")
     assert explain(other, run, options) is other
 

@@ -119,6 +119,11 @@ def explain(error: BaseException, run: Run, options: LaunchOptions) -> BaseExcep
             f"The {options.nodes} machines did not meet at {options.rendezvous} ({error}). Give the same --rendezvous "
             "HOST:PORT everywhere: a free port of one of the machines, which the others can reach."
         )
+    if options.nodes > 1 and isinstance(error, dist.DistError):
+        return ThreeDGPError(
+            f"Training stopped because contact with another machine was lost; if that one reports an error, it is the "
+            f"reason. {again}, on all machines."
+        )
     return error
 
 
