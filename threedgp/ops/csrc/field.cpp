@@ -2,128 +2,38 @@
 // units again, tile by tile in the cache, instead of reading them back from memory.
 #include "kernels.h"
 
+#include <type_traits>
+
 namespace threedgp {
 
 namespace {
 
-constexpr int64_t MAX_FEATURES = 256;
-const float NOTHING[MAX_FEATURES] = {0};  // what planes hold outside
-
 // The coordinates that index a plane's columns and rows: (x, y), (x, z), (y, z).
 constexpr int COLUMN[3] = {0, 0, 1}, ROW[3] = {1, 2, 2};
 
-// Four neighbours of a point in one plane. Neighbours outside are zeros, with offset -1.
-struct Corners {
-  int64_t offset[4];  // (row, column): (0, 0), (0, 1), (1, 0), (1, 1)
-  float column, row;  // fractions
-
-  const float* at(const Planes& planes, int i) const { return offset[i] < 0 ? NOTHING : planes.data + offset[i]; }
-  float weight(int i) const { return ((i & 1) ? column : 1.0f - column) * ((i & 2) ? row : 1.0f - row); }
-};
-
-inline int64_t whole(float floored, int64_t size) {
-  return floored >= -1.0f && floored <= static_cast<float>(size) ? static_cast<int64_t>(floored) : -2;
-}
-
-inline Corners find(const Planes& planes, const float* point, int plane) {
-  const float x = (point[COLUMN[plane]] + 1.0f) * 0.5f * static_cast<float>(planes.width - 1);
-  const float y = (point[ROW[plane]] + 1.0f) * 0.5f * static_cast<float>(planes.height - 1);
-  const float left = std::floor(x), top = std::floor(y);
-  const int64_t c = whole(left, planes.width), r = whole(top, planes.height);
-  const int64_t step = 3 * planes.features, line = planes.width * step;
-  const int64_t base = r * line + c * step + plane * planes.features;
-  const bool c0 = c >= 0 && c < planes.width, c1 = c >= -1 && c + 1 < planes.width;
-  const bool r0 = r >= 0 && r < planes.height, r1 = r >= -1 && r + 1 < planes.height;
-  Corners found;
-  found.offset[0] = r0 && c0 ? base : -1;
-  found.offset[1] = r0 && c1 ? base + step : -1;
-  found.offset[2] = r1 && c0 ? base + line : -1;
-  found.offset[3] = r1 && c1 ? base + line + step : -1;
-  found.column = x - left;
-  found.row = y - top;
-  return found;
-}
-
-template <int64_t F>
-inline int64_t features_of(const Planes& planes) {
-  return F ? F : planes.features;
-}
-
-// Mean over the planes of the interpolated features.
-template <int64_t F>
-inline void sample(const Planes& planes, const float* point, float* out) {
-  const int64_t features = features_of<F>(planes);
-  const float* corner[12];
-  float weight[12];
-  for (int plane = 0; plane < 3; ++plane) {
-    const Corners found = find(planes, point, plane);
-    for (int i = 0; i < 4; ++i) {
-      corner[plane * 4 + i] = found.at(planes, i);
-      weight[plane * 4 + i] = found.weight(i) * (1.0f / 3.0f);
-    }
-  }
-#pragma omp simd
-  for (int64_t f = 0; f < features; ++f) {
-    float sum = weight[0] * corner[0][f];
-    for (int i = 1; i < 12; ++i) sum += weight[i] * corner[i][f];
-    out[f] = sum;
-  }
-}
-
-// Spread a gradient of the features over the planes' corners, and project it on the point's coordinates.
-template <int64_t F>
-inline void spread(const Planes& planes, const float* point, const float* grad, float* grad_planes, int first, int last,
-                   float* grad_point) {
-  const int64_t features = features_of<F>(planes);
-  float moved[3] = {0.0f, 0.0f, 0.0f};
-  for (int plane = first; plane < last; ++plane) {
-    const Corners found = find(planes, point, plane);
-    if (grad_planes) {
-      for (int i = 0; i < 4; ++i) {
-        if (found.offset[i] < 0) continue;
-        const float weight = found.weight(i) * (1.0f / 3.0f);
-        float* target = grad_planes + found.offset[i];
-#pragma omp simd
-        for (int64_t f = 0; f < features; ++f) target[f] += weight * grad[f];
-      }
-    }
-    if (grad_point) {
-      const float *a = found.at(planes, 0), *b = found.at(planes, 1), *c = found.at(planes, 2),
-                  *d = found.at(planes, 3);
-      float along_columns = 0.0f, along_rows = 0.0f;
-      const float row = found.row, column = found.column;
-#pragma omp simd reduction(+ : along_columns, along_rows)
-      for (int64_t f = 0; f < features; ++f) {
-        const float upper = b[f] - a[f], lower = d[f] - c[f];
-        const float leftmost = c[f] - a[f], rightmost = d[f] - b[f];
-        along_columns += grad[f] * (upper + row * (lower - upper));
-        along_rows += grad[f] * (leftmost + column * (rightmost - leftmost));
-      }
-      moved[COLUMN[plane]] += along_columns * static_cast<float>(planes.width - 1) * (0.5f / 3.0f);
-      moved[ROW[plane]] += along_rows * static_cast<float>(planes.height - 1) * (0.5f / 3.0f);
-    }
-  }
-  if (grad_point)
-    for (int k = 0; k < 3; ++k) grad_point[k] = moved[k];
-}
-
-template <int64_t F>
-void forward_all(const Planes& planes, const float* points, int64_t count, float* out) {
-  for (int64_t p = 0; p < count; ++p) sample<F>(planes, points + 3 * p, out + p * planes.features);
-}
-
-template <int64_t F>
-void backward_all(const Planes& planes, const float* points, const float* grad, int64_t count, float* grad_planes,
-                  int64_t first, int64_t last, float* grad_points) {
-  for (int64_t p = 0; p < count; ++p)
-    spread<F>(planes, points + 3 * p, grad + p * planes.features, grad_planes, static_cast<int>(first),
-              static_cast<int>(last), grad_points ? grad_points + 3 * p : nullptr);
-}
-
 // Lanes floats in registers; the compiler maps them to whatever the processor has.
+typedef float Float4 __attribute__((vector_size(16)));
+typedef float Float8 __attribute__((vector_size(32)));
+typedef float Float16 __attribute__((vector_size(64)));
+
+inline float sum(float value) { return value; }
+inline float sum(Float4 value) { return (value[0] + value[2]) + (value[1] + value[3]); }
+
+inline float sum(Float8 value) {
+  Float4 halves[2];
+  std::memcpy(halves, &value, sizeof(value));
+  return sum(halves[0] + halves[1]);
+}
+
+inline float sum(Float16 value) {
+  Float8 halves[2];
+  std::memcpy(halves, &value, sizeof(value));
+  return sum(halves[0] + halves[1]);
+}
+
 template <int64_t LANES>
 struct Vector {
-  typedef float type __attribute__((vector_size(LANES * sizeof(float))));
+  using type = std::conditional_t<LANES == 16, Float16, std::conditional_t<LANES == 8, Float8, float>>;
 
   static type load(const float* from) {
     type value;
@@ -134,6 +44,178 @@ struct Vector {
 };
 
 constexpr int64_t lanes_for(int64_t n) { return n % 16 == 0 ? 16 : 8; }
+
+// Where the points of a tile lie in the planes: for each of 3 planes the 4 neighbours (row, column) = (0, 0), (0, 1),
+// (1, 0), (1, 1). Neighbours outside have weight 0 and the offset of some texel inside.
+struct Places {
+  int32_t offset[12][FIELD_TILE];
+  float weight[12][FIELD_TILE];
+  // How the mean feature moves with the plane's column and row coordinate: weights of the neighbours.
+  float by_column[12][FIELD_TILE], by_row[12][FIELD_TILE];
+};
+
+// One plane of all points of a tile; columns and rows of it are indexed by the coordinates u and v.
+template <bool MOVES>
+void locate_in_plane(const float* u, const float* v, int32_t width, int32_t height, int32_t step, int32_t start,
+                     int first, Places& places) {
+  const float columns = static_cast<float>(width - 1), rows = static_cast<float>(height - 1);
+  const int32_t line = width * step;
+  constexpr float THIRD = 1.0f / 3.0f;
+  int32_t *o0 = places.offset[first], *o1 = o0 + FIELD_TILE, *o2 = o1 + FIELD_TILE, *o3 = o2 + FIELD_TILE;
+  float *w0 = places.weight[first], *w1 = w0 + FIELD_TILE, *w2 = w1 + FIELD_TILE, *w3 = w2 + FIELD_TILE;
+  float *c = places.by_column[first], *r = places.by_row[first];
+#pragma omp simd
+  for (int64_t p = 0; p < FIELD_TILE; ++p) {
+    const float x = (u[p] + 1.0f) * 0.5f * columns, y = (v[p] + 1.0f) * 0.5f * rows;
+    const float left = std::floor(x), top = std::floor(y), column = x - left, row = y - top;
+    // Whether the neighbours are inside, as 1 or 0. Multiplying by 0 keeps the NaN of a NaN coordinate.
+    const float in_left = (left >= 0.0f ? 1.0f : 0.0f) * (left <= columns ? 1.0f : 0.0f);
+    const float in_right = (left >= -1.0f ? 1.0f : 0.0f) * (left < columns ? 1.0f : 0.0f);
+    const float in_top = (top >= 0.0f ? 1.0f : 0.0f) * (top <= rows ? 1.0f : 0.0f);
+    const float in_bottom = (top >= -1.0f ? 1.0f : 0.0f) * (top < rows ? 1.0f : 0.0f);
+    const int32_t near = static_cast<int32_t>(in_left > 0.0f ? left : 0.0f) * step;
+    const int32_t far = static_cast<int32_t>(in_right > 0.0f ? left + 1.0f : 0.0f) * step;
+    const int32_t upper = static_cast<int32_t>(in_top > 0.0f ? top : 0.0f) * line + start;
+    const int32_t lower = static_cast<int32_t>(in_bottom > 0.0f ? top + 1.0f : 0.0f) * line + start;
+    o0[p] = upper + near;
+    o1[p] = upper + far;
+    o2[p] = lower + near;
+    o3[p] = lower + far;
+    const float a = (1.0f - column) * in_left * THIRD, b = column * in_right * THIRD;
+    const float t = (1.0f - row) * in_top, w = row * in_bottom;
+    w0[p] = a * t;
+    w1[p] = b * t;
+    w2[p] = a * w;
+    w3[p] = b * w;
+    if constexpr (MOVES) {
+      const float minus = in_left * (-0.5f * THIRD) * columns, plus = in_right * (0.5f * THIRD) * columns;
+      c[p] = minus * t;
+      c[FIELD_TILE + p] = plus * t;
+      c[2 * FIELD_TILE + p] = minus * w;
+      c[3 * FIELD_TILE + p] = plus * w;
+      const float up = in_top * -0.5f * rows, down = in_bottom * 0.5f * rows;
+      r[p] = a * up;
+      r[FIELD_TILE + p] = b * up;
+      r[2 * FIELD_TILE + p] = a * down;
+      r[3 * FIELD_TILE + p] = b * down;
+    }
+  }
+}
+
+template <bool MOVES>
+void locate(const Planes& planes, const float* points, int64_t count, Places& places) {
+  float coordinates[3][FIELD_TILE] = {};
+  for (int64_t p = 0; p < count; ++p)
+    for (int axis = 0; axis < 3; ++axis) coordinates[axis][p] = points[3 * p + axis];
+  const int32_t features = static_cast<int32_t>(planes.features);
+  for (int plane = 0; plane < 3; ++plane)
+    locate_in_plane<MOVES>(coordinates[COLUMN[plane]], coordinates[ROW[plane]], static_cast<int32_t>(planes.width),
+                           static_cast<int32_t>(planes.height), 3 * features, plane * features, 4 * plane, places);
+}
+
+// The lookups take whole vectors of features, then single ones where the number is odd (F = 0).
+template <int64_t F, typename Function>
+inline void each_part(int64_t features, Function function) {
+  if constexpr (F > 0) {
+    constexpr int64_t LANES = lanes_for(F);
+#pragma GCC unroll 4
+    for (int64_t f = 0; f < F; f += LANES) function(Vector<LANES>(), f);
+  } else {
+    for (int64_t f = 0; f < features; ++f) function(Vector<1>(), f);
+  }
+}
+
+// Mean over the planes of the interpolated features: out [count, features].
+template <int64_t F>
+void gather(const Planes& planes, const Places& places, int64_t count, float* out) {
+  for (int64_t p = 0; p < count; ++p) {
+    float* target = out + p * planes.features;
+    each_part<F>(planes.features, [&](auto vector, int64_t f) {
+      using V = decltype(vector);
+      const float* base = planes.data + f;
+      auto even = places.weight[0][p] * V::load(base + places.offset[0][p]);
+      auto odd = places.weight[1][p] * V::load(base + places.offset[1][p]);
+#pragma GCC unroll 6
+      for (int i = 2; i < 12; i += 2) {
+        even += places.weight[i][p] * V::load(base + places.offset[i][p]);
+        odd += places.weight[i + 1][p] * V::load(base + places.offset[i + 1][p]);
+      }
+      V::store(target + f, even + odd);
+    });
+  }
+}
+
+// The transpose of `gather` for the planes in [first, last).
+template <int64_t F>
+void scatter(const Planes& planes, const Places& places, const float* grad, int64_t count, float* grad_planes,
+             int64_t first, int64_t last) {
+  for (int64_t p = 0; p < count; ++p) {
+    const float* from = grad + p * planes.features;
+    each_part<F>(planes.features, [&](auto vector, int64_t f) {
+      using V = decltype(vector);
+      const auto value = V::load(from + f);
+      for (int64_t i = 4 * first; i < 4 * last; ++i) {
+        float* target = grad_planes + places.offset[i][p] + f;
+        V::store(target, V::load(target) + places.weight[i][p] * value);
+      }
+    });
+  }
+}
+
+// Gradient of the points' coordinates, [count, 3].
+template <int64_t F>
+void move(const Planes& planes, const Places& places, const float* grad, int64_t count, float* grad_points) {
+  for (int64_t p = 0; p < count; ++p) {
+    const float* from = grad + p * planes.features;
+    float* target = grad_points + 3 * p;
+    target[0] = target[1] = target[2] = 0.0f;
+    each_part<F>(planes.features, [&](auto vector, int64_t f) {
+      using V = decltype(vector);
+      typename V::type column[3], row[3];
+#pragma GCC unroll 3
+      for (int plane = 0; plane < 3; ++plane) {
+        const float* base = planes.data + f;
+        const int i = 4 * plane;
+        const auto a = V::load(base + places.offset[i][p]), b = V::load(base + places.offset[i + 1][p]);
+        const auto c = V::load(base + places.offset[i + 2][p]), d = V::load(base + places.offset[i + 3][p]);
+        const auto &u = places.by_column, &v = places.by_row;
+        column[plane] = (u[i][p] * a + u[i + 1][p] * b) + (u[i + 2][p] * c + u[i + 3][p] * d);
+        row[plane] = (v[i][p] * a + v[i + 1][p] * b) + (v[i + 2][p] * c + v[i + 3][p] * d);
+      }
+      const auto value = V::load(from + f);
+      target[0] += sum(value * (column[0] + column[1]));
+      target[1] += sum(value * (row[0] + column[2]));
+      target[2] += sum(value * (row[1] + row[2]));
+    });
+  }
+}
+
+template <int64_t F>
+void forward_all(const Planes& planes, const float* points, int64_t count, float* out) {
+  Places places;
+  for (int64_t from = 0; from < count; from += FIELD_TILE) {
+    const int64_t size = count - from < FIELD_TILE ? count - from : FIELD_TILE;
+    locate<false>(planes, points + 3 * from, size, places);
+    gather<F>(planes, places, size, out + from * planes.features);
+  }
+}
+
+template <int64_t F>
+void backward_all(const Planes& planes, const float* points, const float* grad, int64_t count, float* grad_planes,
+                  int64_t first, int64_t last, float* grad_points) {
+  Places places;
+  for (int64_t from = 0; from < count; from += FIELD_TILE) {
+    const int64_t size = count - from < FIELD_TILE ? count - from : FIELD_TILE;
+    const float* part = grad + from * planes.features;
+    if (grad_points) {
+      locate<true>(planes, points + 3 * from, size, places);
+      move<F>(planes, places, part, size, grad_points + 3 * from);
+    } else {
+      locate<false>(planes, points + 3 * from, size, places);
+    }
+    if (grad_planes) scatter<F>(planes, places, part, size, grad_planes, first, last);
+  }
+}
 
 constexpr int64_t ROWS = 4;  // points (or inputs) handled together: their sums stay in registers
 
@@ -232,9 +314,18 @@ struct Tile {
   }
 };
 
+// One of the functions above for the number of features of the planes.
+#define BY_FEATURES(function, features, ...)      \
+  switch (features) {                             \
+    case 8: function<8>(__VA_ARGS__); break;      \
+    case 16: function<16>(__VA_ARGS__); break;    \
+    case 32: function<32>(__VA_ARGS__); break;    \
+    default: function<0>(__VA_ARGS__);            \
+  }
+
 // Features and activated hidden units of a tile.
-inline void evaluate(const Planes& planes, const Network& net, const float* points, int64_t count, const Tile& tile) {
-  triplane_forward(planes, points, count, tile.features);
+inline void evaluate(const Planes& planes, const Network& net, const Places& places, int64_t count, const Tile& tile) {
+  BY_FEATURES(gather, planes.features, planes, places, count, tile.features);
   product_for(net.hidden)(tile.features, net.w1_transposed, net.b1, tile.hidden, count, planes.features, net.hidden);
   const float positive = net.gain, negative = net.gain * net.alpha;
   float* hidden = tile.hidden;
@@ -243,25 +334,36 @@ inline void evaluate(const Planes& planes, const Network& net, const float* poin
   for (int64_t i = 0; i < total; ++i) hidden[i] *= hidden[i] > 0.0f ? positive : negative;
 }
 
+// values[p, o] = b2[o] + sum_j hidden[p, j] * w2[o, j]
+template <int64_t H>
+void project(const Network& net, const float* hidden, int64_t count, float* values) {
+  for (int64_t p = 0; p < count; ++p) {
+    const float* units = hidden + p * net.hidden;
+    for (int64_t o = 0; o < net.outputs; ++o) {
+      const float* row = net.w2 + o * net.hidden;
+      float total = 0.0f;
+      if constexpr (H > 0) {
+        using V = Vector<lanes_for(H)>;
+        auto part = V::load(units) * V::load(row);
+        for (int64_t j = lanes_for(H); j < H; j += lanes_for(H)) part += V::load(units + j) * V::load(row + j);
+        total = sum(part);
+      } else {
+        for (int64_t j = 0; j < net.hidden; ++j) total += units[j] * row[j];
+      }
+      values[p * net.outputs + o] = net.b2[o] + total;
+    }
+  }
+}
+
 }  // namespace
 
 void triplane_forward(const Planes& planes, const float* points, int64_t count, float* out) {
-  switch (planes.features) {
-    case 8: return forward_all<8>(planes, points, count, out);
-    case 16: return forward_all<16>(planes, points, count, out);
-    case 32: return forward_all<32>(planes, points, count, out);
-    default: return forward_all<0>(planes, points, count, out);
-  }
+  BY_FEATURES(forward_all, planes.features, planes, points, count, out);
 }
 
 void triplane_backward(const Planes& planes, const float* points, const float* grad, int64_t count, float* grad_planes,
                        int64_t first, int64_t last, float* grad_points) {
-  switch (planes.features) {
-    case 8: return backward_all<8>(planes, points, grad, count, grad_planes, first, last, grad_points);
-    case 16: return backward_all<16>(planes, points, grad, count, grad_planes, first, last, grad_points);
-    case 32: return backward_all<32>(planes, points, grad, count, grad_planes, first, last, grad_points);
-    default: return backward_all<0>(planes, points, grad, count, grad_planes, first, last, grad_points);
-  }
+  BY_FEATURES(backward_all, planes.features, planes, points, grad, count, grad_planes, first, last, grad_points);
 }
 
 int64_t field_scratch(int64_t features, int64_t hidden) { return 2 * FIELD_TILE * (features + hidden); }
@@ -269,18 +371,17 @@ int64_t field_scratch(int64_t features, int64_t hidden) { return 2 * FIELD_TILE 
 void field_forward(const Planes& planes, const Network& net, const float* points, int64_t count, float* values,
                    float* scratch) {
   const Tile tile(scratch, planes.features, net.hidden);
+  Places places;
   for (int64_t from = 0; from < count; from += FIELD_TILE) {
     const int64_t size = count - from < FIELD_TILE ? count - from : FIELD_TILE;
-    evaluate(planes, net, points + 3 * from, size, tile);
-    for (int64_t p = 0; p < size; ++p) {
-      const float* hidden = tile.hidden + p * net.hidden;
-      for (int64_t o = 0; o < net.outputs; ++o) {
-        const float* row = net.w2 + o * net.hidden;
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < net.hidden; ++j) sum += hidden[j] * row[j];
-        values[(from + p) * net.outputs + o] = sum + net.b2[o];
-      }
+    locate<false>(planes, points + 3 * from, size, places);
+    evaluate(planes, net, places, size, tile);
+    float* target = values + from * net.outputs;
+    switch (net.hidden) {
+      case 16: project<16>(net, tile.hidden, size, target); break;
+      case 32: project<32>(net, tile.hidden, size, target); break;
+      case 64: project<64>(net, tile.hidden, size, target); break;
+      default: project<0>(net, tile.hidden, size, target);
     }
   }
 }
@@ -288,18 +389,23 @@ void field_forward(const Planes& planes, const Network& net, const float* points
 void field_backward(const Planes& planes, const Network& net, const float* points, const float* grad, int64_t count,
                     const FieldGradients& out, float* scratch) {
   const Tile tile(scratch, planes.features, net.hidden);
-  const Product project = product_for(planes.features);
+  const Product to_hidden = product_for(net.hidden), to_features = product_for(planes.features);
   const Outer outer = outer_for(net.hidden);
   const float positive = net.gain, negative = net.gain * net.alpha;
   const int64_t hidden = net.hidden, outputs = net.outputs;
+  Places places;
   for (int64_t from = 0; from < count; from += FIELD_TILE) {
     const int64_t size = count - from < FIELD_TILE ? count - from : FIELD_TILE;
-    evaluate(planes, net, points + 3 * from, size, tile);
+    if (out.points)
+      locate<true>(planes, points + 3 * from, size, places);
+    else
+      locate<false>(planes, points + 3 * from, size, places);
+    evaluate(planes, net, places, size, tile);
     const float* grads = grad + from * outputs;
     outer(grads, tile.hidden, out.w2, size, outputs, hidden);
     for (int64_t p = 0; p < size; ++p)
       for (int64_t o = 0; o < outputs; ++o) out.b2[o] += grads[p * outputs + o];
-    product_for(hidden)(grads, net.w2, nullptr, tile.grad_hidden, size, outputs, hidden);
+    to_hidden(grads, net.w2, nullptr, tile.grad_hidden, size, outputs, hidden);
     float *units = tile.hidden, *slopes = tile.grad_hidden;
 #pragma omp simd
     for (int64_t i = 0; i < size * hidden; ++i) slopes[i] *= units[i] > 0.0f ? positive : negative;
@@ -310,9 +416,11 @@ void field_backward(const Planes& planes, const Network& net, const float* point
     }
     outer(tile.features, slopes, out.w1, size, planes.features, hidden);
     if (!out.planes && !out.points) continue;
-    project(slopes, net.w1, nullptr, tile.grad_features, size, hidden, planes.features);
-    triplane_backward(planes, points + 3 * from, tile.grad_features, size, out.planes, 0, 3,
-                      out.points ? out.points + 3 * from : nullptr);
+    to_features(slopes, net.w1, nullptr, tile.grad_features, size, hidden, planes.features);
+    if (out.planes)
+      BY_FEATURES(scatter, planes.features, planes, places, tile.grad_features, size, out.planes, 0, 3);
+    if (out.points)
+      BY_FEATURES(move, planes.features, planes, places, tile.grad_features, size, out.points + 3 * from);
   }
 }
 
