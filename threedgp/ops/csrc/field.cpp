@@ -68,7 +68,7 @@ void locate_in_plane(const float* u, const float* v, int32_t width, int32_t heig
   for (int64_t p = 0; p < FIELD_TILE; ++p) {
     const float x = (u[p] + 1.0f) * 0.5f * columns, y = (v[p] + 1.0f) * 0.5f * rows;
     const float left = std::floor(x), top = std::floor(y), column = x - left, row = y - top;
-    // Whether the neighbours are inside, as 1 or 0. Multiplying by 0 keeps the NaN of a NaN coordinate.
+    // Whether the neighbours are inside, as 1 or 0.
     const float in_left = (left >= 0.0f ? 1.0f : 0.0f) * (left <= columns ? 1.0f : 0.0f);
     const float in_right = (left >= -1.0f ? 1.0f : 0.0f) * (left < columns ? 1.0f : 0.0f);
     const float in_top = (top >= 0.0f ? 1.0f : 0.0f) * (top <= rows ? 1.0f : 0.0f);
@@ -83,10 +83,11 @@ void locate_in_plane(const float* u, const float* v, int32_t width, int32_t heig
     o3[p] = lower + far;
     const float a = (1.0f - column) * in_left * THIRD, b = column * in_right * THIRD;
     const float t = (1.0f - row) * in_top, w = row * in_bottom;
-    w0[p] = a * t;
-    w1[p] = b * t;
-    w2[p] = a * w;
-    w3[p] = b * w;
+    const float unknown = x == x && y == y ? 0.0f : NAN;  // a coordinate that is no number must show
+    w0[p] = a * t + unknown;
+    w1[p] = b * t + unknown;
+    w2[p] = a * w + unknown;
+    w3[p] = b * w + unknown;
     if constexpr (MOVES) {
       const float minus = in_left * (-0.5f * THIRD) * columns, plus = in_right * (0.5f * THIRD) * columns;
       c[p] = minus * t;
