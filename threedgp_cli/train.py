@@ -132,6 +132,7 @@ def train(
     if dry_run:
         _dry_run(plan, cluster, json_output)
         return
+    _require_services(wandb, cluster)
     opened = open_run(place, resolved, launch, name=run)
     _start(opened, replace(plan, run=opened.name, folder=opened.folder), cluster, json_output)
 
@@ -182,19 +183,29 @@ def resume(
     if outcome(chosen, resolved)["finished"]:
         _finish(chosen, json_output, " To train longer: 3dgp resume --set training.kimg=NUMBER")
         return
+    _require_services(wandb, cluster)
     _start(keep_profile(chosen, resolved), plan, cluster, json_output)
+
+
+def _require_services(wandb: str | None, cluster: Any) -> None:
+    """Check what the run needs besides this program, before anything is written."""
+    if wandb is not None:
+        from threedgp.training.log import require_wandb
+
+        require_wandb()
+    if cluster is not None:
+        from threedgp.training.slurm import require_slurm
+
+        require_slurm()
 
 
 def _start(run: Any, plan: Any, cluster: Any, json_output: bool) -> None:
     """Show the plan, train or submit, and say how it ended."""
     from threedgp.training.launch import require_free
-    from threedgp.training.log import require_wandb
     from threedgp.training.provenance import record_start
 
     if plan.options.nodes == 1:
         require_free(run)
-    if plan.options.wandb is not None:
-        require_wandb()
     _show_plan(plan, json_output)
     record_start(run, ["3dgp", *sys.argv[1:]], asdict(plan.options))
     if cluster is not None:

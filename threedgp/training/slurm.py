@@ -118,15 +118,12 @@ def submit(run: Run, launch: LaunchOptions, options: SlurmOptions) -> list[str]:
 
     Raises:
         MissingExtraError: submitit is not installed.
-        ThreeDGPError: there is no Slurm here, or it refuses the job; says what it said.
+        UsageError: there is no Slurm here.
+        ThreeDGPError: Slurm refuses the job; says what it said.
     """
+    require_slurm()
     submitit = require_submitit()
-    try:
-        executor = submitit.SlurmExecutor(run.folder / FOLDER, max_num_timeout=_restarts(options))
-    except RuntimeError:
-        raise UsageError(
-            "There is no Slurm on this machine: the command srun was not found. Submit from the cluster's login node."
-        ) from None
+    executor = submitit.SlurmExecutor(run.folder / FOLDER, max_num_timeout=_restarts(options))
     executor.update_parameters(**sbatch_parameters(run.name, launch, options))
     numbers: list[str] = []
     for _ in range(options.chain):
@@ -236,6 +233,19 @@ def parse_memory(text: str) -> float:
     if match is None or not float(match[1]):
         raise UsageError(f"--mem {text}: write it as 64G or 64000M.")
     return float(match[1]) * {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1.0, "T": 1024.0}[match[2]]
+
+
+def require_slurm() -> None:
+    """Check that jobs can be submitted from this machine.
+
+    Raises:
+        MissingExtraError: submitit is not installed.
+        UsageError: there is no Slurm here.
+    """
+    if require_submitit().SlurmExecutor.affinity() <= 0:
+        raise UsageError(
+            "There is no Slurm on this machine: the command srun was not found. Submit from the cluster's login node."
+        )
 
 
 def _restarts(options: SlurmOptions) -> int:
