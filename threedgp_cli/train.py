@@ -181,7 +181,7 @@ def resume(
         _dry_run(plan, cluster, json_output)
         return
     if outcome(chosen, resolved)["finished"]:
-        _finish(chosen, json_output, " To train longer: 3dgp resume --set training.kimg=NUMBER")
+        _finish(chosen, json_output, resolved, " To train longer: 3dgp resume --set training.kimg=NUMBER")
         return
     _require_services(wandb, cluster)
     _start(keep_profile(chosen, resolved), plan, cluster, json_output)
@@ -279,10 +279,10 @@ def _show_plan(plan: Any, json_output: bool) -> None:
     (stderr if json_output else stdout).file.flush()  # before the first line of progress
 
 
-def _finish(run: Any, json_output: bool, more: str = "") -> None:
+def _finish(run: Any, json_output: bool, profile: Any = None, more: str = "") -> None:
     from threedgp.training.plan import outcome
 
-    result = outcome(run)
+    result = outcome(run, profile)
     if json_output:
         print_json(result)
     elif result["finished"]:

@@ -100,6 +100,8 @@ def test_training_to_the_end_and_longer(workspace, call):
     output, _ = call("resume")
     assert "tiny-001 is complete" in output
     assert "--set training.kimg" in output
+    output, _ = call("resume", "--set", "training.kimg=0.01")
+    assert "is complete: 0.064 thousand images" in output
     code, output, errors = run_3dgp(workspace, "resume", "--set", "training.kimg=0.072")
     assert code == 0
     assert "goes on at 0.064 thousand images" in output

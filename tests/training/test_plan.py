@@ -10,7 +10,7 @@ import torch
 from tests.training.small import tiny_profile
 from tests.training.tiny_runs import OVERRIDES, make_run, make_workspace
 from threedgp.config.profile import load_profile
-from threedgp.errors import ConfigError, DataError, UsageError
+from threedgp.errors import CheckpointError, ConfigError, DataError, UsageError
 from threedgp.runs.checkpoint import save_checkpoint
 from threedgp.runs.run import Run
 from threedgp.training.distributed import World
@@ -66,6 +66,19 @@ def test_what_does_not_fit_is_refused(workspace, profile):
         path.unlink()
     with pytest.raises(DataError, match="10 of 12 images have no depth map"):
         plan_run(workspace, profile, LaunchOptions())
+
+
+def test_settings_that_need_other_networks_are_refused_before_they_are_kept(workspace):
+    run = make_run(workspace, "run")
+    for nimg in (16, 32):
+        save_checkpoint(run.checkpoints_folder, {"G": {"w": torch.ones(1)}}, {}, nimg=nimg, profile=run.profile)
+    wider = change_profile(run, ["model.generator.w_dim=32"])
+    with pytest.raises(CheckpointError, match=r"000000032 .*model\.generator\.w_dim = 8"):
+        plan_run(workspace, wider, LaunchOptions(), "run")
+    (run.checkpoints()[-1] / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="000000016"):
+        plan_run(workspace, wider, LaunchOptions(), "run")
+    plan_run(workspace, change_profile(run, ["training.kimg=1.0"]), LaunchOptions(), "run")
 
 
 def test_notes_warn_of_odd_choices(workspace, profile):

@@ -169,7 +169,7 @@ def load_checkpoint(
             hint = "" if "optim_G" in stored else " Imported weights can be evaluated and rendered, but not trained on."
             raise CheckpointError(f"Checkpoint {path} holds no {group}, only {', '.join(stored)}.{hint}")
     if profile is not None:
-        _check_profile(path, manifest, profile)
+        check_profile(path, manifest, profile)
     verify_files(path, manifest, [STATE, *(f"{group}.safetensors" for group in wanted)])
     try:
         tensors = {group: load_file(path / f"{group}.safetensors", device=str(device)) for group in wanted}
@@ -228,7 +228,12 @@ def network_values(profile: Profile) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
-def _check_profile(path: Path, manifest: dict[str, Any], profile: Profile) -> None:
+def check_profile(path: Path, manifest: dict[str, Any], profile: Profile) -> None:
+    """Check by a checkpoint's manifest that it belongs to the networks a profile describes.
+
+    Raises:
+        CheckpointError: names the first value that differs.
+    """
     stored = manifest.get("networks", {})
     for key, value in network_values(profile).items():
         if key in stored and stored[key] != value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from threedgp.config.rules import batch_split
 from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
 from threedgp.data.dataset import open_training_set
-from threedgp.errors import UsageError
-from threedgp.runs.catalog import checkpoint_nimg
+from threedgp.errors import CheckpointError, UsageError
+from threedgp.runs.catalog import NewerCheckpointError, checkpoint_nimg, read_manifest
+from threedgp.runs.checkpoint import check_profile
 from threedgp.runs.run import DONE_FILE, Run
 from threedgp.training.launch import LaunchOptions, record_data, training_data
 from threedgp.training.memory import Memory, estimate_memory
@@ -162,6 +163,7 @@ def plan_run(workspace: Workspace, profile: Profile, options: LaunchOptions, nam
     """
     existing = _existing(workspace, name)
     checkpoints = existing.checkpoints() if existing else []
+    _check_networks(checkpoints, profile)
     per_process, micro_batch, _ = batch_split(profile, options.world_size)
     data = training_data(workspace, profile, existing, options.data)
     dataset = open_training_set(profile, data)
@@ -241,6 +243,19 @@ def outcome(run: Run, profile: Profile | None = None) -> dict[str, Any]:
         "finished": ended or nimg >= 1000 * wanted.training.kimg,
         "checkpoint": checkpoints[-1].name if checkpoints else None,
     }
+
+
+def _check_networks(checkpoints: Sequence[Path], profile: Profile) -> None:
+    """Refuse to go on with other networks than the newest readable checkpoint's, before they replace the run's own."""
+    for path in reversed(checkpoints):
+        try:
+            manifest = read_manifest(path)
+        except NewerCheckpointError:
+            raise
+        except CheckpointError:  # damaged: training passes it over
+            continue
+        check_profile(path, manifest, profile)
+        return
 
 
 def _existing(workspace: Workspace, name: str | None) -> Run | None:
