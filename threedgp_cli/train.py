@@ -33,7 +33,11 @@ ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A profile's
 GpusOption = Annotated[
     int | None,
     typer.Option(
-        "--gpus", min=1, rich_help_panel=MACHINES, help="GPUs on each machine, one process each. [default: 1 if any]"
+        "--gpus",
+        min=1,
+        rich_help_panel=MACHINES,
+        help="GPUs on each machine, one process each.",
+        show_default="1 if there is any",
     ),
 ]
 ProcsOption = Annotated[
@@ -52,7 +56,9 @@ RendezvousOption = Annotated[
         help="Where several machines meet: one of them and a free port. Not needed with --slurm.",
     ),
 ]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Training set folder or zip. [default: workspace's]")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Training set folder or zip.", show_default="the workspace's")
+]
 WandbOption = Annotated[
     str | None, typer.Option("--wandb", metavar="PROJECT", help="Also log to Weights & Biases, if it is installed.")
 ]
@@ -66,17 +72,19 @@ PartitionOption = Annotated[str | None, typer.Option("--partition", rich_help_pa
 AccountOption = Annotated[str | None, typer.Option("--account", rich_help_panel=CLUSTER, help="Slurm account.")]
 TimeOption = Annotated[
     str | None,
-    typer.Option("--time", rich_help_panel=CLUSTER, help="Time of one job, such as 12:00:00. [default: 1-00:00:00]"),
+    typer.Option("--time", rich_help_panel=CLUSTER, help="Time of one job.", show_default="1-00:00:00, a day"),
 ]
 ChainOption = Annotated[
     int | None,
     typer.Option("--chain", min=1, rich_help_panel=CLUSTER, help="Jobs in a row, each going on where the last ended."),
 ]
 MemOption = Annotated[
-    str | None, typer.Option("--mem", rich_help_panel=CLUSTER, help="Memory of each node. [default: 64G a process]")
+    str | None,
+    typer.Option("--mem", rich_help_panel=CLUSTER, help="Memory of each node.", show_default="64G a process"),
 ]
 CpusOption = Annotated[
-    int | None, typer.Option("--cpus", min=1, rich_help_panel=CLUSTER, help="CPUs of each node. [default: 5 a process]")
+    int | None,
+    typer.Option("--cpus", min=1, rich_help_panel=CLUSTER, help="CPUs of each node.", show_default="5 a process"),
 ]
 SbatchOption = Annotated[
     list[str] | None,
@@ -88,7 +96,7 @@ SbatchOption = Annotated[
 
 def train(
     profile: ProfileOption,
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run. [default: PROFILE-NUMBER]")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run.", show_default="PROFILE-NUMBER")] = None,
     data: DataOption = None,
     dataset: DatasetOption = None,
     overrides: SetOption = None,
@@ -111,8 +119,7 @@ def train(
 ) -> None:
     """Train a model: on this machine's CPU or GPUs, on several machines, or on a cluster.
 
-    Ctrl-C writes a checkpoint first. With --run NAME the same command can be repeated: it goes on where the run
-    stopped.
+    Ctrl-C writes a checkpoint first. With --run NAME the same command can be repeated: it goes on where it stopped.
     """
     cluster = _cluster(slurm, partition, account, time, chain, mem, cpus, sbatch)
     from threedgp.config.profile import load_profile
@@ -138,7 +145,7 @@ def train(
 
 
 def resume(
-    run: Annotated[str | None, typer.Argument(help="A run's name. [default: the newest]")] = None,
+    run: Annotated[str | None, typer.Argument(help="A run's name.", show_default="the newest")] = None,
     data: DataOption = None,
     overrides: SetOption = None,
     wandb: WandbOption = None,
