@@ -83,8 +83,15 @@ class FullyConnected(nn.Module):
         self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier)) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
-        x = nn.functional.linear(x, (self.weight * self.weight_gain).to(x.dtype), bias)
+        bias = self.bias
+        if bias is not None and self.bias_gain != 1.0:
+            bias = bias * self.bias_gain
+        weight = self.weight
+        if x.numel() < weight.numel():
+            x = x * self.weight_gain  # the same product; a batch of rows is often smaller than the matrix
+        else:
+            weight = weight * self.weight_gain
+        x = nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         return bias_act(x, act=self.activation, dim=-1)
 
     def extra_repr(self) -> str:
