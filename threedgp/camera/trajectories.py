@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,18 +22,18 @@ from threedgp.config.schema import Section
 from threedgp.errors import ConfigError
 
 
-class Trajectory(Section):
+class Trajectory(Section, ABC):
     """Settings that every path has."""
 
     fov_offset: float = Field(0.0, description="degrees added to the field of view of every frame")
 
+    @abstractmethod
     def frames(self) -> int:
         """Number of frames per sample."""
-        raise NotImplementedError
 
+    @abstractmethod
     def path(self, start: Tensor) -> Tensor:
         """Yaw, pitch, roll, fov [S, F, 4] for the canonical yaw, pitch, roll, fov `start` [S, 1, 4]."""
-        raise NotImplementedError
 
     def cameras(self, canonical: Camera) -> Camera:
         """All frames of all samples: S cameras -> S·F cameras, sample-major; the pitch stays off the poles.
