@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from threedgp.runs.run import Run
 
 EXTRACTOR = "tf_efficientnet_lite0"
-PROFILE = "demo64"
+QUICK_PROFILE, LONG_PROFILE = "demo32", "demo64"
+LONG_MINUTES = 30.0  # from here on the larger model is worth its time
 RUN = "demo"
 SCORED = 1024  # generated images of the final Frechet distance
 AFTER_TRAINING = 105.0  # seconds that scores, pictures and the report take on two cores
@@ -75,7 +76,8 @@ def demo(
     from threedgp.runs.run import Run
 
     settings = [text for override in overrides or [] for text in ("--set", override)]
-    profile = load_profile(PROFILE, overrides or [])
+    name = LONG_PROFILE if minutes >= LONG_MINUTES else QUICK_PROFILE
+    profile = load_profile(name, overrides or [])
     out.mkdir(parents=True, exist_ok=True)
     os.environ[ENVIRONMENT_VARIABLE] = str(out.resolve())
     place = Workspace(out)
@@ -92,9 +94,9 @@ def demo(
     if (out / "runs" / RUN / "config.yaml").is_file():
         step("resume", RUN)
     else:
-        step("train", "--profile", PROFILE, "--run", RUN, *settings, "--set", f"training.max_minutes={left:.2f}")
+        step("train", "--profile", name, "--run", RUN, *settings, "--set", f"training.max_minutes={left:.2f}")
     run = Run.open(place, RUN)
-    step("eval", "fid", RUN, "--n", str(SCORED), "--extractor", "efficientnet-lite0")
+    step("eval", "fid", RUN, "--n", str(SCORED), "--extractor", EXTRACTOR)
     step("eval", "nfs", RUN, "--n", "64")
     step("eval", "classes", RUN, "--n", "512")
     renders = _render(step, place)

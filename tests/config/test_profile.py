@@ -19,7 +19,7 @@ from threedgp.config.rules import batch_split, discriminator_resolution, image_c
 from threedgp.errors import ConfigError
 
 NAMES = {
-    "base", "demo64", "tiny-cpu", "small-gpu", "epigraf256", "stylegan2-256",
+    "base", "demo32", "demo64", "tiny-cpu", "small-gpu", "epigraf256", "stylegan2-256",
     "imagenet256", "imagenet256-stable-fov", "imagenet256-paper-gp", "imagenet256-strong-camera",
     "imagenet256-imgaug", "imagenet256-imgaug-both",
     "dogs256", "dogs256-stable-fov", "elephants256", "elephants256-stable-fov", "horses256", "horses256-stable-fov",
