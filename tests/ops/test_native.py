@@ -10,7 +10,7 @@ import torch
 from tests.tools import relative_error
 from threedgp.ops import native
 from threedgp.ops.activation import bias_act
-from threedgp.ops.fir import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from threedgp.ops.fir import conv2d_resample, downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 from threedgp.ops.modulated_conv import modulated_conv2d_act, scale_channels
 from threedgp.ops.triplane import sample_field, sample_triplanes
 from threedgp.rendering.renderer import RenderOptions, make_draws, render_rays
@@ -240,3 +240,20 @@ def test_noise_maps_may_be_shared_by_the_batch(random):
 
 def test_scaled_channels(random):
     assert_like_plain(lambda x, s: scale_channels(x * x, s), [random(3, 20, 5, 5), random(3, 20)], second=True)
+
+
+@pytest.mark.parametrize("resample", [{}, {"up": 2}, {"down": 2}])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_low_precision_convolutions_keep_eight_bits(random, resample, kernel):
+    f = setup_filter([1, 3, 3, 1])
+    inputs = [random(2, 16, 8, 8).bfloat16(), random(24, 16, kernel, kernel).bfloat16()]
+
+    def layer(x, weight):
+        return conv2d_resample(x, weight, f, padding=kernel // 2, **resample)
+
+    low = derivatives(lambda x, w: layer(x, w).float(), inputs, second=False)
+    exact = derivatives(layer, [value.float() for value in inputs], second=False)
+    for actual, expected in zip(low, exact, strict=True):
+        actual, expected = actual.detach().float(), expected.detach()
+        scale = expected.abs().max()
+        assert relative_error(actual / scale, expected / scale) < 0.02

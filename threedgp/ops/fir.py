@@ -228,6 +228,12 @@ def filter2d(
     return upfirdn2d(x, f, padding=padding, flip_filter=flip_filter, gain=gain)
 
 
+def _convolve_pixels(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A 1×1 convolution of a channels-last image as a matrix product, whose bfloat16 derivatives are the faster."""
+    y = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0])  # [B, H, W, O]
+    return y.permute(0, 3, 1, 2)
+
+
 def _conv_transposed(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: int) -> torch.Tensor:
     """Zero-insert `x` and fully convolve (true convolution) with weight [O, I/groups, k, k] in one call."""
     out_channels, in_per_group, kh, kw = weight.shape
@@ -266,6 +272,8 @@ def conv2d_resample(
     """
     if native.library(x, weight) is not None:
         x = x.contiguous(memory_format=torch.channels_last)  # the faster layout on CPUs, which all that follows keeps
+        if x.dtype == torch.bfloat16 and weight.shape[-1] == 1 and groups == up == down == 1 and padding == 0:
+            return _convolve_pixels(x, weight)
     if up == 1 and down == 1:
         weight = weight if flip_weight else weight.flip([2, 3])
         return F.conv2d(x, weight, padding=padding, groups=groups)
@@ -279,9 +287,9 @@ def conv2d_resample(
     pad = [padding + extra0[0], padding + extra1[0], padding + extra0[1], padding + extra1[1]]
 
     if kernel == 1 and down == 1:
-        return upfirdn2d(F.conv2d(x, weight, groups=groups), f, up=up, padding=pad, gain=up**2)
+        return upfirdn2d(conv2d_resample(x, weight, groups=groups), f, up=up, padding=pad, gain=up**2)
     if kernel == 1 and up == 1:
-        return F.conv2d(upfirdn2d(x, f, down=down, padding=pad), weight, groups=groups)
+        return conv2d_resample(upfirdn2d(x, f, down=down, padding=pad), weight, groups=groups)
     if up > 1 and down == 1:
         # A transposed convolution pads k−1 before and after the zero-inserted image and omits its up−1 last zeros;
         # what is missing to (or beyond) `pad` is left to the filter.

@@ -32,9 +32,15 @@ def average_gradients(module: nn.Module, world: World, clip: float | None = None
         return GradientReport(zero, zero)
     flat = torch.cat([gradient.flatten() for gradient in gradients])  # [elements]
     world.mean(flat)
-    nonfinite = (~torch.isfinite(flat)).sum()
-    torch.nan_to_num(flat, nan=0.0, posinf=HUGE_GRADIENT, neginf=-HUGE_GRADIENT, out=flat)
     norm = torch.linalg.vector_norm(flat)
+    nonfinite = torch.zeros_like(norm)
+    # On a CPU one look at the norm saves several passes; on a GPU looking would make the host wait.
+    if flat.is_cuda or not torch.isfinite(norm):
+        nonfinite = (~torch.isfinite(flat)).sum()
+        torch.nan_to_num(flat, nan=0.0, posinf=HUGE_GRADIENT, neginf=-HUGE_GRADIENT, out=flat)
+        norm = torch.linalg.vector_norm(flat)
+    elif clip is None and world.size == 1:
+        return GradientReport(norm, nonfinite)
     if clip is not None:
         flat.mul_((clip / (norm + 1e-6)).clamp(max=1.0))
     pieces = flat.split([gradient.numel() for gradient in gradients])
