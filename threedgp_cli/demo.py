@@ -20,7 +20,7 @@ EXTRACTOR = "tf_efficientnet_lite0"
 QUICK_PROFILE, LONG_PROFILE = "demo32", "demo64"
 LONG_MINUTES = 30.0  # from here on the larger model is worth its time
 RUN = "demo"
-SCORED = 1024  # generated images of the final Frechet distance
+SCORED = 512  # generated images of the Frechet distance, as many as while training
 AFTER_TRAINING = 105.0  # seconds that scores, pictures and the report take on two cores
 SHORTEST_TRAINING = 20.0  # seconds
 
@@ -148,7 +148,7 @@ def _facts(run: Run) -> list[Any]:
     def percent(name: str) -> str:
         return f"{100 * values[name]:.0f} %" if name in values else "-"
 
-    distance = next((value for name, value in values.items() if name.startswith("fd_efflite0_1")), None)
+    distance = next((value for name, value in values.items() if name.startswith("fd_efflite0_")), None)
     before = next((value for name, value in values.items() if name.startswith("untrained fd_")), None)
     flat = next((value for name, value in values.items() if name == "nfs64"), None)
     chance = 100 / max(run.profile.data.num_classes, 1)
