@@ -119,11 +119,12 @@ def _render(step: Steps, place: Any) -> dict[str, Path]:
     }
     classes = ("--classes", "0-7")
     step(
-        "render", "video", RUN, "--trajectory", "front_circle", "--seeds", "0-1", *classes, "--show", "both",
-        "--set", "num_frames=48", "--out", str(paths["video"]),
+        "render", "video", RUN, "--trajectory", "front_circle", "--seeds", "0", *classes, "--show", "both",
+        "--size", "96", "--set", "num_frames=48", "--fps", "18", "--out", str(paths["video"]),
     )  # fmt: skip
     step(
-        "render", "grid", RUN, "--trajectory", "points", "--seeds", "0-1", *classes, "--out", str(paths["turned"]),
+        "render", "grid", RUN, "--trajectory", "points", "--seeds", "0-1", *classes, "--size", "96",
+        "--out", str(paths["turned"]),
     )  # fmt: skip
     step("render", "mesh", RUN, "--seeds", "0", "--classes", "0", "--resolution", "96", "--out", str(paths["mesh"]))
     return paths
@@ -178,8 +179,8 @@ def _report(run: Run, place: Any, renders: dict[str, Path], step: Steps) -> Path
     seen = checkpoint_nimg(run.checkpoints()[-1])
     preview = renders["mesh"].with_suffix(".png")
     pictures = [
-        Picture(renders["video"], "two samples of each class, colour beside depth, turning"),
-        Picture(renders["turned"], "the same samples from three sides"),
+        Picture(renders["video"], "a sample of each class, colour beside depth, turning"),
+        Picture(renders["turned"], "two samples of each class, from three sides"),
     ]
     pictures += [Picture(preview, "a mesh taken out of the density")] if preview.is_file() else []
     report = Report(
