@@ -86,17 +86,8 @@ def score_classes(
     classes = dataset.num_classes
     if classes < 2:
         raise UsageError("Class scores need a model with classes (data.num_classes of at least 2).")
-    features, labels, real_depth = [], [], []
-    progress.start("Features of real images", len(dataset.names))
-    for first in range(0, len(dataset.names), BATCH):
-        items = [dataset[row] for row in range(first, min(first + BATCH, len(dataset.names)))]
-        features.append(extractor(torch.stack([item.image for item in items])).cpu())
-        labels.append(torch.stack([item.label for item in items]).argmax(dim=1))
-        if dataset.use_depth:
-            real_depth.append(torch.cat([item.depth for item in items]).float())
-        progress.advance(len(items))
-    progress.finish()
-    probe = fit_probe(torch.cat(features), torch.cat(labels))
+    features, labels, real_depth = _real_side(dataset, extractor, progress)
+    probe = fit_probe(features, labels)
 
     asked, depths = [], []
     seen: dict[float, list[torch.Tensor]] = {0.0: [], -TURN: [], TURN: []}
@@ -113,8 +104,8 @@ def score_classes(
     wanted = torch.cat(asked)
     accuracy = {turn: (torch.cat(found) == wanted).double().mean().item() for turn, found in seen.items()}
     fit = None
-    if dataset.use_depth:
-        per_class = class_depth(torch.cat(real_depth), torch.cat(labels), classes)
+    if real_depth is not None:
+        per_class = class_depth(real_depth, labels, classes)
         fit = depth_fit(torch.cat(depths), torch.cat(seen[0.0]), per_class)
     return ClassScores(
         accuracy=accuracy[0.0],
@@ -125,3 +116,27 @@ def score_classes(
         flat_depth=None if fit is None else fit.all_classes,
         num_gen=count,
     )
+
+
+def _real_side(
+    dataset: TrainingSet, extractor: FeatureExtractor, progress: Progress
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Features [N, dim], classes [N] and depth [N, S, S] of the real images.
+
+    The features are those that embed wrote, if it used the same network.
+    """
+    embedded = dataset.embeddings is not None and dataset.embeddings.path.stem == extractor.name
+    features, labels, depth = [], [], []
+    progress.start("Features of real images", len(dataset.names))
+    for first in range(0, len(dataset.names), BATCH):
+        items = [dataset[row] for row in range(first, min(first + BATCH, len(dataset.names)))]
+        if embedded:
+            features.append(torch.stack([item.embedding for item in items]))
+        else:
+            features.append(extractor(torch.stack([item.image for item in items])).cpu())
+        labels.append(torch.stack([item.label for item in items]).argmax(dim=1))
+        if dataset.use_depth:
+            depth.append(torch.cat([item.depth for item in items]).float())
+        progress.advance(len(items))
+    progress.finish()
+    return torch.cat(features), torch.cat(labels), torch.cat(depth) if depth else None
