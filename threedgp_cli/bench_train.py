@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +30,8 @@ def bench_train(
     resolved = load_profile(profile, list(overrides or []))
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device must be cpu or cuda, not {device}.")
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler behind the table of parts is chatty
 
     import torch
 
@@ -61,13 +64,13 @@ def bench_train(
                 f"{timing.peak_bytes / 2**20:.0f}",
             )
         )
-    columns = ["path", "ms/iteration", "images/s", "speed", "GFLOP/s", "limit GFLOP/s", "of limit", "peak MiB"]
-    title = f"Training {resolved.name} on {device}, batch {batch}, {torch.get_num_threads()} CPU threads"
+    columns = ["path", "ms", "images/s", "speed", "GFLOP/s", "limit", "reached", "peak MiB"]
+    title = f"One iteration of {resolved.name} on {device}, batch {batch}, {torch.get_num_threads()} CPU threads"
     show(table(title, columns, rows, right=range(1, 8)))
     total = sum(bench.parts.values())
     parts = [(name, f"{seconds * 1e3:.1f}", f"{seconds / total:.0%}") for name, seconds in bench.parts.items()]
-    show(table("\nWhere the fastest path spends its time", ["part", "ms", "share"], parts, right=(1, 2)))
-    say("limit: each convolution and matrix product of an iteration alone, at its shape, channels last.")
+    show(table(None, ["part of the fastest", "ms", "share"], parts, right=(1, 2)))
+    say("limit: GFLOP/s of each convolution and matrix product of an iteration alone, at its shape.")
 
 
 def _as_dict(bench: Any, device: str) -> dict[str, Any]:
