@@ -11,7 +11,7 @@ from tests.tools import relative_error
 from threedgp.ops import native
 from threedgp.ops.activation import bias_act
 from threedgp.ops.fir import conv2d_resample, downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
-from threedgp.ops.modulated_conv import modulated_conv2d_act, scale_channels
+from threedgp.ops.modulated_conv import modulated_conv2d, modulated_conv2d_act, scale_channels
 from threedgp.ops.triplane import sample_field, sample_triplanes
 from threedgp.rendering.renderer import RenderOptions, make_draws, render_rays
 
@@ -257,3 +257,11 @@ def test_low_precision_convolutions_keep_eight_bits(random, resample, kernel):
         actual, expected = actual.detach().float(), expected.detach()
         scale = expected.abs().max()
         assert relative_error(actual / scale, expected / scale) < 0.02
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_modulated_pixels(random, demodulate):
+    inputs = [random(2, 12, 5, 7), random(9, 12, 1, 1), random(2, 12)]
+    assert_like_plain(
+        lambda x, w, s: modulated_conv2d(x * x, w, s, demodulate=demodulate), inputs, second=True, tolerance=2e-5
+    )

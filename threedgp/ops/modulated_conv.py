@@ -91,12 +91,25 @@ def scale_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def _modulated(x, weight, styles, up, padding, resample_filter, demodulate, flip_weight):
     """The convolution, and what its output must be multiplied by, [B, O] (None without demodulation)."""
+    if weight.shape[-1] == 1 and up == 1 and native.library(x, weight, styles) is not None:
+        return _modulated_pixels(x, weight, styles), _demodulation(weight, styles) if demodulate else None
     y = scale_channels(x, styles)
     y = conv2d_resample(y, weight.to(x.dtype), resample_filter, up=up, padding=padding, flip_weight=flip_weight)
-    if not demodulate:
-        return y, None
+    return y, _demodulation(weight, styles) if demodulate else None
+
+
+def _demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     energy = styles.square() @ weight.square().sum(dim=[2, 3]).t()  # [B, O]
-    return y, (energy + 1e-8).rsqrt()
+    return (energy + 1e-8).rsqrt()
+
+
+def _modulated_pixels(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """A 1×1 convolution with a matrix per sample: the image is not scaled, and only read once."""
+    batch, _, height, width = x.shape
+    matrices = (weight[:, :, 0, 0] * styles[:, None]).to(x.dtype)  # [B, O, I]
+    pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, -1)  # a view of a channels-last image
+    y = torch.bmm(pixels, matrices.transpose(1, 2))  # [B, H·W, O]
+    return y.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 class _ScaledAct(torch.autograd.Function):
