@@ -7,10 +7,13 @@ import math
 import pytest
 import torch
 
-from tests.training.tiny_runs import make_run, make_workspace
+from tests.training.small import TINY
+from tests.training.tiny_runs import OVERRIDES, make_run, make_workspace
+from threedgp.config.profile import load_profile
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import DivergenceError
 from threedgp.files import read_json_lines
+from threedgp.runs.run import Run
 from threedgp.training.distributed import World
 from threedgp.training.log import RunLog
 from threedgp.training.observer import MetricReading
@@ -188,5 +191,23 @@ def test_a_time_limit_ends_the_run_as_finished(workspace):
 )
 def test_every_option_trains(workspace, overrides):
     trainer = make_trainer(workspace, "option", "training.kimg=0.016", "training.image_ticks=1", *overrides)
+    assert trainer.train().finished
+    assert all(torch.isfinite(p).all() for network in trainer.state.networks.values() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("epigraf256", ("training.patch.resolution=8",)),
+        ("stylegan2-256", ()),
+        ("imagenet256-paper-gp", ("training.patch.resolution=8", "data.num_classes=4")),
+    ],
+)
+def test_published_profiles_train_at_reduced_size(workspace, name, overrides):
+    small = [value for value in (*TINY, *OVERRIDES) if not value.startswith("training.patch")]
+    cadence = ("training.batch_size=4", "training.kimg=0.016", "training.workers=0")
+    profile = load_profile(name, [*small, *cadence, *overrides])
+    run = Run.create(workspace, profile, name)
+    trainer = Trainer(run, ALONE, open_training_set(profile, workspace.data / "noise" / "16"))
     assert trainer.train().finished
     assert all(torch.isfinite(p).all() for network in trainer.state.networks.values() for p in network.parameters())

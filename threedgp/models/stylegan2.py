@@ -328,6 +328,9 @@ class StyleGAN2Generator(nn.Module):
             mean_camera=mean_camera,
         )
 
+    def set_progress(self, kimg: float) -> None:
+        """Nothing in a 2D generator follows a schedule; here so that all generators are trained alike."""
+
     def synthesize(
         self,
         ws: torch.Tensor,
