@@ -39,6 +39,15 @@ def library(*tensors: Tensor | None) -> Any:
     return _load()
 
 
+def allowed() -> bool:
+    """Whether fast forms may be used here at all: not inside `plain`, a traced graph, or with THREEDGP_NATIVE=0."""
+    return not _disabled and not torch.compiler.is_compiling() and not _switched_off()
+
+
+def _switched_off() -> bool:
+    return os.environ.get(ENVIRONMENT_VARIABLE, "1").lower() in ("0", "off", "false", "no")
+
+
 class plain:
     """While this context lasts, every operation takes its plain PyTorch form.
 
@@ -64,7 +73,7 @@ def available() -> bool:
 
 @functools.cache
 def _load() -> Any:
-    if os.environ.get(ENVIRONMENT_VARIABLE, "1").lower() in ("0", "off", "false", "no"):
+    if _switched_off():
         return None
     try:
         torch.ops.load_library(str(_built()))

@@ -5,6 +5,9 @@ Source: EG3D (arXiv 2112.07945), Sec. 3, with the plane order and averaging of E
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -34,13 +37,22 @@ def sample_triplanes(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor
         >>> sample_triplanes(planes, torch.zeros(1, 5, 3)).shape
         torch.Size([1, 5, 8])
     """
-    batch, num_planes, features, height, width = planes.shape
+    batch, num_planes, features = planes.shape[:3]
     if num_planes != 3 or points.shape[0] != batch or points.shape[-1] != 3:
         raise ValueError(
             f"expected planes [B, 3, F, H, W] and points [B, M, 3], got {tuple(planes.shape)} and {tuple(points.shape)}"
         )
     if features <= MOST_NATIVE_FEATURES and native.library(planes, points) is not None:
         return _Triplane.apply(planes, points)
+    if planes.is_cuda and planes.dtype in native.TYPES and native.allowed():
+        lookup = _lookup_on_gpu()
+        if lookup is not None:
+            return lookup(planes, points)
+    return _sample_plainly(planes, points)
+
+
+def _sample_plainly(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    batch, _, features, height, width = planes.shape
     grid = torch.stack([points[..., axes] for axes in PLANE_AXES], dim=1)  # [B, 3, M, 2]
     grid = grid.reshape(batch * 3, 1, -1, 2).to(planes.dtype)
     sampled = F.grid_sample(
@@ -89,6 +101,28 @@ MOST_NATIVE_FEATURES = 256
 def _channels_last(planes: torch.Tensor) -> torch.Tensor:
     """[B, 3, F, H, W] -> [B, H, W, 3, F] in float32: a mere view of what a channels-last network makes."""
     return planes.permute(0, 3, 4, 1, 2).float()
+
+
+@functools.cache
+def _lookup_on_gpu() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """The Triton kernel, once it has been seen to compile and to agree with the plain form on this GPU; else None."""
+    try:
+        from threedgp.ops.triplane_triton import TriplaneOnGPU
+
+        with torch.inference_mode(False), torch.enable_grad():
+            planes = torch.linspace(-1, 1, 3 * 4 * 5 * 6, device="cuda").sin().reshape(1, 3, 4, 5, 6).requires_grad_()
+            points = torch.linspace(-1.2, 1.2, 21, device="cuda").reshape(1, 7, 3).requires_grad_()
+            found, expected = (
+                (value, *torch.autograd.grad(value.square().sum(), (planes, points)))
+                for value in (TriplaneOnGPU.apply(planes, points), _sample_plainly(planes, points))
+            )
+        for actual, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-3)
+    except Exception as error:  # a missing compiler, an unsupported GPU: whatever it is, the plain form works
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        native.log.warning("The tri-plane lookup uses plain PyTorch on this GPU: %s", reason[0])
+        return None
+    return TriplaneOnGPU.apply
 
 
 class _Triplane(torch.autograd.Function):
