@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -10,6 +11,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does:
 
 import numpy as np
 import pytest
+
+# Started in the background or by nohup, everything below ignores these signals; the tests send them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
 SMALL_GOLDENS = Path(__file__).resolve().parent / "goldens"

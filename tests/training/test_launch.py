@@ -28,18 +28,6 @@ def workspace(tmp_path):
     return make_workspace(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def heeded():
-    """No stop signal is ignored, even if the tests themselves were started with nohup or in the background."""
-    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in previous.items():
-        if handler is signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    yield
-    for number, handler in previous.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_becomes_a_request_and_handlers_come_back(number, capfd):
     before = {entry: signal.getsignal(entry) for entry in STOP_SIGNALS}
