@@ -71,9 +71,12 @@ def demo(
 
     Needs no network and no GPU. Killed or interrupted, the same command goes on where it stopped.
     """
+    import torch
+
     from threedgp.config.profile import load_profile
     from threedgp.config.workspace import ENVIRONMENT_VARIABLE, Workspace
     from threedgp.runs.run import Run
+    from threedgp.training.plan import cpu_processes
 
     settings = [text for override in overrides or [] for text in ("--set", override)]
     name = LONG_PROFILE if minutes >= LONG_MINUTES else QUICK_PROFILE
@@ -91,10 +94,11 @@ def demo(
         step("data", "embed", "--model", profile.data.embedder)
     step("data", "check")
     left = max(60 * minutes - step.seconds - AROUND_TRAINING, SHORTEST_TRAINING) / 60
+    machine = () if torch.cuda.is_available() else ("--procs", str(cpu_processes(profile)))
     if (out / "runs" / RUN / "config.yaml").is_file():
-        step("resume", RUN)
+        step("resume", RUN, *machine)
     else:
-        step("train", "--profile", name, "--run", RUN, *settings, "--set", f"training.max_minutes={left:.2f}")
+        step("train", "--profile", name, "--run", RUN, *machine, *settings, "--set", f"training.max_minutes={left:.2f}")
     run = Run.open(place, RUN)
     step("eval", "fid", RUN, "--n", str(SCORED), "--extractor", EXTRACTOR)
     step("eval", "nfs", RUN, "--n", "64")

@@ -137,20 +137,57 @@ def test_relativistic_pairs_share_class_and_place(monkeypatch):
     profile = tiny_profile("loss.adversarial=relativistic")
     setup, real = make_setup(profile), make_real(profile)
     calls = []
-    judge = module.judge
+    judge_both = module.judge_both
 
-    def watched(setup, images, labels, patches, *rest, **options):
-        calls.append((labels, patches))
-        return judge(setup, images, labels, patches, *rest, **options)
+    def watched(setup, fake, real, *rest, **options):
+        calls.append((fake, real))
+        return judge_both(setup, fake, real, *rest, **options)
 
-    monkeypatch.setattr(module, "judge", watched)
-    for phase in phases(profile):
-        calls.clear()
+    monkeypatch.setattr(module, "judge_both", watched)
+    for phase in phases(profile)[1:]:
         run(setup, phase, real, make_draws(profile, phase.name))
-        (labels, patches), (other_labels, other_patches) = calls
-        assert torch.equal(labels, real.labels)
-        assert torch.equal(other_labels, real.labels)
-        assert patches is other_patches
+        fake, shown = calls.pop()
+        assert torch.equal(fake.labels, real.labels)
+        assert torch.equal(shown.labels, real.labels)
+        assert fake.patches is shown.patches
+
+    judge = module.judge
+    monkeypatch.setattr(module, "judge", lambda setup, shown, draws: calls.append(shown) or judge(setup, shown, draws))
+    run(setup, phases(profile)[0], real, make_draws(profile))
+    fake, shown = calls
+    assert torch.equal(fake.labels, shown.labels)
+    assert fake.patches is shown.patches
+
+
+@pytest.mark.parametrize(("group", "passes"), [("4", 1), ("2", 1), ("null", 2)])
+def test_fakes_and_reals_are_judged_together_as_if_alone(group, passes):
+    profile = tiny_profile(f"model.discriminator.mbstd_group_size={group}")
+    count = 8
+    setup, real = make_setup(profile), make_real(profile, count)
+    draws = make_draws(profile)
+    fakes, patches = draws.fakes(count), draws.patches("fake", count)
+    with torch.no_grad():
+        images = module.generate(setup, fakes, draws, patches).images
+    sides = (
+        module.Exhibit(images, fakes.c, patches, fakes.camera.angles),
+        module._show_real(setup, real, draws.patches("real", count)),
+    )
+    set_trainable(setup, "D")
+    alone = [module.judge(setup, side, draws, predict_features=True) for side in sides]
+    (alone[0][0].square().sum() + alone[1][0].sum() + alone[1][1].square().sum()).backward()
+    expected = gradients(setup.discriminator)
+    setup.discriminator.zero_grad()
+    calls = []
+    handle = setup.discriminator.register_forward_hook(lambda *_: calls.append(1))
+    fake, shown, features = module.judge_both(setup, *sides, draws, predict_features=True)
+    handle.remove()
+    assert len(calls) == passes
+    assert relative_error(fake.detach(), alone[0][0].detach()) < 1e-5
+    assert relative_error(shown.detach(), alone[1][0].detach()) < 1e-5
+    assert relative_error(features.detach(), alone[1][1].detach()) < 1e-5
+    (fake.square().sum() + shown.sum() + features.square().sum()).backward()
+    for name, value in gradients(setup.discriminator).items():
+        assert relative_error(value, expected[name]) < 1e-5, name
 
 
 def test_r2_has_its_own_weight():

@@ -16,7 +16,15 @@ from threedgp.runs.run import Run
 from threedgp.training.distributed import World
 from threedgp.training.launch import LaunchOptions
 from threedgp.training.memory import estimate_memory
-from threedgp.training.plan import change_profile, choose_launch, keep_profile, open_run, outcome, plan_run
+from threedgp.training.plan import (
+    change_profile,
+    choose_launch,
+    cpu_processes,
+    keep_profile,
+    open_run,
+    outcome,
+    plan_run,
+)
 from threedgp.training.state import TrainingState
 
 
@@ -181,3 +189,10 @@ def test_activations_grow_with_the_micro_batch(name):
     assert small.state == large.state
     assert 1.8 < large.activations / small.activations < 2.1
     assert 1e9 < small.activations < 50e9
+
+
+def test_as_many_processes_as_cores_while_groups_stay_whole():
+    profile = tiny_profile("training.batch_size=16", "model.discriminator.mbstd_group_size=4")
+    assert [cpu_processes(profile, cores) for cores in (1, 2, 3, 4, 7, 8, 64)] == [1, 2, 2, 4, 4, 4, 4]
+    whole = tiny_profile("training.batch_size=16", "model.discriminator.mbstd_group_size=null")
+    assert cpu_processes(whole, 8) == 1

@@ -132,7 +132,11 @@ class Step:
         network.load_state_dict(state, strict=True)
 
     def see(self, images, draws):
-        self.seen.append(images.detach())
+        sides = [images.detach()]
+        if len(images) > BATCH:  # fakes and reals together, interleaved by minibatch-deviation group
+            group = self.profile.model.discriminator.mbstd_group_size
+            sides = [side.flatten(0, 1) for side in images.detach().unflatten(0, (group, 2, -1)).unbind(dim=1)]
+        self.seen += sides
         return images
 
     def draws(self, key):

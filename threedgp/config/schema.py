@@ -138,9 +138,10 @@ class GeneratorConfig(Section):
     cmax: int = Field(512, ge=1)
     fmaps: float = Field(1.0, gt=0)
     map_depth: int = Field(2, ge=1)
+    mapping_lr_multiplier: float = Field(0.01, gt=0, description="how much slower the mapping network's layers learn")
     architecture: Literal["skip", "orig", "resnet"] = "skip"
     use_noise: bool = True
-    fp32_only: bool = Field(True, description="false: half precision in the 4 highest resolutions on GPUs")
+    fp32_only: bool = Field(True, description="false: clamp activations at 256; `precision` says how it computes")
     tri_plane: TriPlaneConfig = TriPlaneConfig()
     ray_steps: int = Field(32, ge=4, description="coarse samples per ray, and as many fine ones")
     marcher: Literal["classical", "mip"] = "classical"
@@ -196,7 +197,8 @@ class DiscriminatorConfig(Section):
     hyper_mod: bool = True
     additional_start_blocks: int | None = Field(None, ge=0, description="null: log2(resolution / patch)")
     mbstd_group_size: int | None = Field(4, ge=1, description="null: the whole micro-batch")
-    fp32_only: bool = False
+    mapping_lr_multiplier: float = Field(0.01, gt=0, description="as the generator's, for class, patch and camera")
+    fp32_only: bool = Field(False, description="as the generator's")
     camera_conditioning: CameraConditioningConfig = CameraConditioningConfig()
 
 

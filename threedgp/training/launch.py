@@ -22,6 +22,7 @@ from threedgp.config.workspace import Workspace
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import DataError, UsageError
 from threedgp.files import read_json, write_json
+from threedgp.ops.allocator import keep_memory
 from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.runs.run import DATA_FILE, DONE_FILE, STOP_FILE, Run
 from threedgp.training.distributed import join_world
@@ -124,6 +125,8 @@ def train_here(
     """
     with join_world(options.device) as world:
         set_precision(run.profile.precision)
+        if world.device.type == "cpu":
+            keep_memory()
         with run.lock() if world.is_main else nullcontext():
             data = training_data(Workspace(run.folder.resolve().parents[1]), run.profile, run, options.data)
             dataset = open_training_set(run.profile, data)

@@ -8,6 +8,7 @@ pairing loss with R1 and R2 (arXiv 2501.05441), path length (arXiv 1912.04958, S
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +65,14 @@ def relativistic_discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
     return F.softplus(fake - real)
 
 
-def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norm of d logits / d images per sample, [B], itself differentiable.
+def gradient_penalties(logits: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
+    """Squared norm of d logits / d images per sample, [B] for each pair, itself differentiable.
 
     On reals this is R1, on fakes R2; the loss is gamma/2 times it. `images` must require gradients and have led to
-    `logits` [B], each row of which may depend on other rows (minibatch statistics).
+    the `logits` [B] of the same place only, each row of which may depend on other rows (minibatch statistics).
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().flatten(1).sum(dim=1)
+    gradients = torch.autograd.grad(sum(values.sum() for values in logits), images, create_graph=True)
+    return [gradient.square().flatten(1).sum(dim=1) for gradient in gradients]
 
 
 # ---------------------------------------------------------------------------------------------------------- path length

@@ -2,8 +2,8 @@
 
 The order of an iteration is the order of `phases`: the generator against the frozen discriminator (Gmain), now and then
 its path lengths (Gpl); the discriminator on fakes and reals (Dmain), now and then its gradient penalty (Dreg). Every
-phase gets the same real items but fresh fakes and patches. A phase calls backward itself, once for each part whose
-graph can then be forgotten; zeroing and averaging gradients and the optimiser's step belong to the training loop:
+phase gets the same real items but fresh fakes and patches. A phase calls backward itself; zeroing and averaging
+gradients and the optimiser's step belong to the training loop:
 
     for phase in phases(profile):
         if not phase.due(iteration, kimg):
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -208,26 +208,60 @@ def generate(setup: Setup, fakes: Fakes, draws: Draws, patches: PatchParams | No
     return Generated(output.img, ws, camera)
 
 
-def judge(
-    setup: Setup,
-    images: Tensor,
-    labels: Tensor,
-    patches: PatchParams | None,
-    angles: Tensor,
-    draws: Draws,
-    predict_features: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """The discriminator's logits [B] and predicted features of patches, after blur and augmentation."""
-    images = blur_discriminator_input(images, setup.values.blur_sigma)
+class Exhibit(NamedTuple):
+    """What the discriminator is shown: patches [B, C, p, p] with depth as the fourth channel, one-hot classes, where in
+    the image they come from (None: whole images), and camera angles [B, 3].
+    """
+
+    images: Tensor
+    labels: Tensor
+    patches: PatchParams | None
+    angles: Tensor
+
+
+def judge(setup: Setup, shown: Exhibit, draws: Draws, predict_features: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The discriminator's logits [B] and predicted features, after blur and augmentation."""
+    images = blur_discriminator_input(shown.images, setup.values.blur_sigma)
     if setup.augment is not None:
         images = setup.augment(images, draws)
-    scales, offsets = (None, None) if patches is None else (patches.scales, patches.offsets)
-    output = setup.discriminator(images, labels, scales, offsets, angles, predict_features)
+    scales, offsets = (None, None) if shown.patches is None else (shown.patches.scales, shown.patches.offsets)
+    output = setup.discriminator(images, shown.labels, scales, offsets, shown.angles, predict_features)
     return output.logits, output.features
 
 
-def _cut_real(setup: Setup, real: RealBatch, patches: PatchParams | None) -> Tensor:
-    return extract_patches(real.images, patches, setup.profile.training.patch.resolution)
+def judge_both(
+    setup: Setup, fake: Exhibit, real: Exhibit, draws: Draws, predict_features: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits of fakes and of reals [B], and features predicted of the reals: in one pass where that changes nothing.
+
+    Fakes and reals are interleaved such that every minibatch-deviation group still holds one kind only.
+    """
+    group = setup.profile.model.discriminator.mbstd_group_size
+    if group is None or len(fake.images) % group:
+        fake_logits, _ = judge(setup, fake, draws)
+        return fake_logits, *judge(setup, real, draws, predict_features)
+
+    def join(first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first.unflatten(0, (group, -1)), second.unflatten(0, (group, -1))], dim=1).flatten(0, 1)
+
+    def part(values: Tensor, side: int) -> Tensor:
+        return values.unflatten(0, (group, 2, -1))[:, side].flatten(0, 1)
+
+    patches = None
+    if fake.patches is not None and real.patches is not None:
+        patches = PatchParams(
+            join(fake.patches.scales, real.patches.scales), join(fake.patches.offsets, real.patches.offsets)
+        )
+    both = Exhibit(
+        join(fake.images, real.images), join(fake.labels, real.labels), patches, join(fake.angles, real.angles)
+    )
+    logits, features = judge(setup, both, draws, predict_features)
+    return part(logits, 0), part(logits, 1), None if features is None else part(features, 1)
+
+
+def _show_real(setup: Setup, real: RealBatch, patches: PatchParams | None) -> Exhibit:
+    images = extract_patches(real.images, patches, setup.profile.training.patch.resolution)
+    return Exhibit(images, real.labels, patches, real.angles)
 
 
 def _scores(stats: dict[str, Tensor], side: str, logits: Tensor) -> None:
@@ -252,12 +286,11 @@ def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) ->
     fakes = draws.fakes(batch, real.labels if paired else None)
     patches = draws.patches("fake", batch)
     fake = generate(setup, fakes, draws, patches)
-    fake_logits, _ = judge(setup, fake.images, fakes.c, patches, fake.camera.angles, draws)
+    fake_logits, _ = judge(setup, Exhibit(fake.images, fakes.c, patches, fake.camera.angles), draws)
     real_logits = None
     if paired:
         with torch.no_grad():
-            real_images = _cut_real(setup, real, patches)
-            real_logits, _ = judge(setup, real_images, real.labels, patches, real.angles, draws)
+            real_logits, _ = judge(setup, _show_real(setup, real, patches), draws)
     adversarial = losses.generator_loss(setup.profile.loss.adversarial, fake_logits, real_logits)
     _scores(result.stats, "fake", fake_logits)
     result.stats["Loss/G/loss"] = adversarial.detach()
@@ -315,23 +348,20 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
     with torch.no_grad():
         fake = generate(setup, fakes, draws, patches)
         result.means["w"] = fake.ws[:, 0].mean(dim=0)
-    fake_logits, _ = judge(setup, fake.images, fakes.c, patches, fake.camera.angles, draws)
-    _scores(result.stats, "fake", fake_logits)
-    if not paired:
-        fake_loss = losses.discriminator_fake_loss(loss.adversarial, fake_logits, loss.logits_clamp)
-        (fake_loss.mean() * gain).backward()
-        patches = draws.patches("real", batch)
-
     distill = setup.values.distillation_weight > 0
-    images = _cut_real(setup, real, patches)
-    real_logits, features = judge(setup, images, real.labels, patches, real.angles, draws, predict_features=distill)
+    shown_fake = Exhibit(fake.images, fakes.c, patches, fake.camera.angles)
+    if not paired:
+        patches = draws.patches("real", batch)
+    shown_real = _show_real(setup, real, patches)
+    fake_logits, real_logits, features = judge_both(setup, shown_fake, shown_real, draws, predict_features=distill)
+    _scores(result.stats, "fake", fake_logits)
     _scores(result.stats, "real", real_logits)
     if paired:
         adversarial = losses.relativistic_discriminator_loss(fake_logits, real_logits)
-        result.stats["Loss/D/loss"] = adversarial.detach()
     else:
-        adversarial = losses.discriminator_real_loss(loss.adversarial, real_logits, loss.logits_clamp)
-        result.stats["Loss/D/loss"] = (fake_loss + adversarial).detach()
+        adversarial = losses.discriminator_fake_loss(loss.adversarial, fake_logits, loss.logits_clamp)
+        adversarial = adversarial + losses.discriminator_real_loss(loss.adversarial, real_logits, loss.logits_clamp)
+    result.stats["Loss/D/loss"] = adversarial.detach()
     total = adversarial.mean()
     if distill:
         distance = losses.distillation_distance(loss.distillation.distance, features, real.embeddings)
@@ -350,23 +380,24 @@ def gradient_penalty_phase(setup: Setup, real: RealBatch, draws: Draws, gain: fl
     loss, batch = setup.profile.loss, len(real.images)
     result = PhaseResult()
     patches = draws.patches("real", batch)
-    images = _cut_real(setup, real, patches).detach().requires_grad_(True)
-    logits, _ = judge(setup, images, real.labels, patches, real.angles, draws)
-    _scores(result.stats, "real", logits)
-    penalty = losses.gradient_penalty(logits, images)
-    weighted = penalty * (setup.gamma_factor * loss.gamma / 2)
-    (weighted.mean() * gain).backward()
-    result.stats["Loss/D/r1_penalty"] = penalty.detach()
-    result.stats["Loss/D/reg"] = weighted.detach()
+    shown = _show_real(setup, real, patches)
+    shown = shown._replace(images=shown.images.detach().requires_grad_(True))
     if _is_paired(setup):
         fakes = draws.fakes(batch, real.labels)
         with torch.no_grad():
             fake = generate(setup, fakes, draws, patches)
-        images = fake.images.detach().requires_grad_(True)
-        logits, _ = judge(setup, images, fakes.c, patches, fake.camera.angles, draws)
-        penalty = losses.gradient_penalty(logits, images)
-        weighted = penalty * (setup.gamma_factor * loss.gamma_fake / 2)
-        (weighted.mean() * gain).backward()
-        result.stats["Loss/D/r2_penalty"] = penalty.detach()
-        result.stats["Loss/D/reg"] = result.stats["Loss/D/reg"] + weighted.detach()
+        shown_fake = Exhibit(fake.images.detach().requires_grad_(True), fakes.c, patches, fake.camera.angles)
+        fake_logits, logits, _ = judge_both(setup, shown_fake, shown, draws)
+        penalty, fake_penalty = losses.gradient_penalties([logits, fake_logits], [shown.images, shown_fake.images])
+        result.stats["Loss/D/r2_penalty"] = fake_penalty.detach()
+        fake_weighted = fake_penalty * (setup.gamma_factor * loss.gamma_fake / 2)
+    else:
+        logits, _ = judge(setup, shown, draws)
+        (penalty,) = losses.gradient_penalties([logits], [shown.images])
+        fake_weighted = 0.0
+    _scores(result.stats, "real", logits)
+    weighted = penalty * (setup.gamma_factor * loss.gamma / 2) + fake_weighted
+    (weighted.mean() * gain).backward()
+    result.stats["Loss/D/r1_penalty"] = penalty.detach()
+    result.stats["Loss/D/reg"] = weighted.detach()
     return result

@@ -16,7 +16,7 @@ from threedgp.config.rules import batch_split
 from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
 from threedgp.data.dataset import open_training_set
-from threedgp.errors import CheckpointError, UsageError
+from threedgp.errors import CheckpointError, ConfigError, UsageError
 from threedgp.runs.catalog import NewerCheckpointError, checkpoint_nimg, read_manifest
 from threedgp.runs.checkpoint import check_profile
 from threedgp.runs.run import DONE_FILE, Run
@@ -153,6 +153,26 @@ def choose_launch(
     if gpus is not None or (procs is None and there):
         return LaunchOptions(gpus or 1, "cuda", nodes, rendezvous, data, wandb)
     return LaunchOptions(procs or 1, "cpu", nodes, rendezvous, data, wandb)
+
+
+def cpu_processes(profile: Profile, cores: int | None = None) -> int:
+    """How many processes train a profile fastest on this machine's CPU, on which small networks leave threads idle.
+
+    One a core, as long as the batch can be split over them and no minibatch-std group has to shrink.
+
+    Args:
+        profile: resolved.
+        cores: those of this machine by default.
+    """
+    group = profile.model.discriminator.mbstd_group_size or profile.training.batch_size
+    for count in range(cores or os.cpu_count() or 1, 1, -1):
+        try:
+            _, micro_batch, _ = batch_split(profile, count)
+        except ConfigError:
+            continue
+        if micro_batch >= group:
+            return count
+    return 1
 
 
 def plan_run(workspace: Workspace, profile: Profile, options: LaunchOptions, name: str | None = None) -> Plan:

@@ -63,7 +63,7 @@ class TrainingState:
         D = build_discriminator(profile).to(device).train().requires_grad_(False)
         training = profile.training
         optimizers = {
-            name: torch.optim.Adam(network.parameters(), **adam_settings(config, name, profile))
+            name: torch.optim.Adam(network.parameters(), fused=True, **adam_settings(config, name, profile))
             for name, network, config in (
                 ("G", G, training.generator_optimizer),
                 ("D", D, training.discriminator_optimizer),
