@@ -127,19 +127,22 @@ def _codec() -> Finding:
 
 def _weights() -> list[Finding]:
     from threedgp.errors import ThreeDGPError
-    from threedgp.pretrained.weights import find_weights
+    from threedgp.pretrained.weights import REGISTRY, cache_folder, find_weights
 
     uses = {
         "efficientnet-lite0": "offline features for select, embed and scores",
         "inception": "FID, KID, the Inception score, and select's default",
+        "leres-resnet50": "data depth with --backbone resnet50",
+        "leres-resnext101": "data depth",
     }
     found = []
-    for name, use in uses.items():
+    for name, file in REGISTRY.items():
         try:
-            path = find_weights(name).path
-            found.append(Finding(f"weights {name}", GOOD, f"{use}: {path}"))
-        except ThreeDGPError as error:
-            found.append(Finding(f"weights {name}", WARN, f"missing ({use}).", str(error)))
+            found.append(Finding(f"weights {name}", GOOD, f"{uses[name]}: {find_weights(name).path}"))
+        except ThreeDGPError:
+            fetch = f", or let a command fetch its {file.size / 1e6:.0f} MB with --download" if file.address else ""
+            advice = f"Put {file.file_name} into {cache_folder()}{fetch}."
+            found.append(Finding(f"weights {name}", WARN, f"missing ({uses[name]}).", advice))
     return found
 
 

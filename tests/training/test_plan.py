@@ -66,6 +66,9 @@ def test_a_plan_of_an_existing_run_says_where_it_goes_on(workspace):
 def test_what_does_not_fit_is_refused(workspace, profile):
     with pytest.raises(ConfigError, match="cannot be split over 3"):
         plan_run(workspace, profile, LaunchOptions(3))
+    blind = tiny_profile(*OVERRIDES, "camera.validate_viewing_frustum=true", "camera.far=3.0")
+    with pytest.raises(ConfigError, match="leave the scene cube"):
+        plan_run(workspace, blind, LaunchOptions(1))
     with pytest.raises(DataError, match=r"has 4 classes but the profile says data\.num_classes=5"):
         plan_run(workspace, tiny_profile(*OVERRIDES, "data.num_classes=5"), LaunchOptions())
     with pytest.raises(DataError, match="3dgp data embed"):

@@ -17,6 +17,7 @@ from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import CheckpointError, ConfigError, UsageError
+from threedgp.rendering.frustum import check_viewing_frustum
 from threedgp.runs.catalog import NewerCheckpointError, checkpoint_nimg, read_manifest
 from threedgp.runs.checkpoint import check_profile
 from threedgp.runs.run import DONE_FILE, Run
@@ -185,6 +186,8 @@ def plan_run(workspace: Workspace, profile: Profile, options: LaunchOptions, nam
     checkpoints = existing.checkpoints() if existing else []
     _check_networks(checkpoints, profile)
     per_process, micro_batch, _ = batch_split(profile, options.world_size)
+    if profile.camera.validate_viewing_frustum:
+        check_viewing_frustum(profile.camera, full_box=profile.model.generator.use_full_box)
     data = training_data(workspace, profile, existing, options.data)
     dataset = open_training_set(profile, data)
     notes = []
