@@ -138,7 +138,6 @@ class GeneratorConfig(Section):
     cmax: int = Field(512, ge=1)
     fmaps: float = Field(1.0, gt=0)
     map_depth: int = Field(2, ge=1)
-    mapping_lr_multiplier: float = Field(0.01, gt=0, description="how much slower the mapping network's layers learn")
     architecture: Literal["skip", "orig", "resnet"] = "skip"
     use_noise: bool = True
     fp32_only: bool = Field(True, description="false: clamp activations at 256; `precision` says how it computes")
@@ -197,7 +196,6 @@ class DiscriminatorConfig(Section):
     hyper_mod: bool = True
     additional_start_blocks: int | None = Field(None, ge=0, description="null: log2(resolution / patch)")
     mbstd_group_size: int | None = Field(4, ge=1, description="null: the whole micro-batch")
-    mapping_lr_multiplier: float = Field(0.01, gt=0, description="as the generator's, for class, patch and camera")
     fp32_only: bool = Field(False, description="as the generator's")
     camera_conditioning: CameraConditioningConfig = CameraConditioningConfig()
 

@@ -32,7 +32,6 @@ def build_generator(profile: Profile) -> Generator | StyleGAN2Generator:
     options: dict[str, Any] = {
         "patch_resolution": discriminator_resolution(profile),
         "map_depth": config.map_depth,
-        "mapping_lr_multiplier": config.mapping_lr_multiplier,
         "camera_dropout": config.camera_conditioning.drop_probability,
         "cbase": config.cbase,
         "cmax": config.cmax,
@@ -76,7 +75,6 @@ def build_discriminator(profile: Profile) -> Discriminator:
         camera_conditioning=config.camera_conditioning.enabled,
         camera_dropout=config.camera_conditioning.drop_probability,
         mbstd_group_size=config.mbstd_group_size,
-        mapping_lr_multiplier=config.mapping_lr_multiplier,
         cbase=config.cbase,
         cmax=config.cmax,
         fmaps=config.fmaps,

@@ -163,7 +163,7 @@ class Discriminator(nn.Module):
         camera_dropout: probability with which single numbers of the camera encoding are dropped in training.
         mbstd_group_size: samples compared with each other; None: the whole batch.
         cbase, cmax, fmaps: widths, see `channels_at`.
-        map_depth, mapping_lr_multiplier: layers of the networks that embed conditions, and how slowly they learn.
+        map_depth: layers of the networks that embed conditions.
         conv_clamp: largest absolute activation; None does not clamp.
         low_precision: type of the highest resolutions, float16 (GPUs only) or bfloat16; None computes all in the
             weights' type.
@@ -191,7 +191,6 @@ class Discriminator(nn.Module):
         cmax: int = 512,
         fmaps: float = 1.0,
         map_depth: int = 2,
-        mapping_lr_multiplier: float = 0.01,
         conv_clamp: float | None = 256.0,
         low_precision: torch.dtype | None = None,
         num_low_precision: int = 4,
@@ -217,7 +216,7 @@ class Discriminator(nn.Module):
 
         self.scalar_enc = ScalarEncoder(3, PATCH_SCALE_STEPS, PATCH_EMBEDDING_DIM) if patch_conditioning else None
         patch_dim = self.scalar_enc.dim if patch_conditioning else 0
-        mapping = {"num_layers": map_depth, "lr_multiplier": mapping_lr_multiplier, "w_avg_beta": None}
+        mapping = {"num_layers": map_depth, "w_avg_beta": None}
         self.hyper_mod_mapping = None
         if hyper_mod:
             self.hyper_mod_mapping = MappingNetwork(0, patch_dim, HYPER_MOD_DIM, **mapping)

@@ -86,7 +86,7 @@ class Generator(nn.Module):
         mlp_layers, mlp_hidden_dim: the field's MLP, at least 2 layers.
         density_noise_std: of raw densities in training, fading to 0 at density_noise_anneal_kimg.
         depth_adaptor, camera_adaptor: None where training does without them.
-        map_depth, mapping_lr_multiplier: mapping layers, and how slowly they learn.
+        map_depth: mapping layers.
         camera_encoding, camera_dropout, mean_camera: see `MappingNetwork`.
         backbone_options: widths, noise and precision, see `SynthesisNetwork`.
     """
@@ -112,7 +112,6 @@ class Generator(nn.Module):
         depth_adaptor: DepthAdaptor | None = None,
         camera_adaptor: CameraAdaptor | None = None,
         map_depth: int = 2,
-        mapping_lr_multiplier: float = 0.01,
         camera_encoding: CameraEncoding | None = None,
         camera_dropout: float = 0.0,
         mean_camera: Sequence[float] | None = None,
@@ -145,7 +144,6 @@ class Generator(nn.Module):
             w_dim,
             self.num_ws,
             num_layers=map_depth,
-            lr_multiplier=mapping_lr_multiplier,
             camera_encoding=camera_encoding,
             camera_dropout=camera_dropout,
             mean_camera=mean_camera,

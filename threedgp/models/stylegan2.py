@@ -291,7 +291,7 @@ class StyleGAN2Generator(nn.Module):
         z_dim, c_dim, w_dim: sizes of latent, class vector and style.
         img_resolution, img_channels: output.
         patch_resolution: side of the patches cut out when patch parameters are given; None for no patches.
-        map_depth, mapping_lr_multiplier: mapping layers, and how slowly they learn.
+        map_depth: mapping layers.
         camera_encoding, camera_dropout, mean_camera: see `MappingNetwork`.
         synthesis_options: see `SynthesisNetwork`.
     """
@@ -306,7 +306,6 @@ class StyleGAN2Generator(nn.Module):
         *,
         patch_resolution: int | None = None,
         map_depth: int = 2,
-        mapping_lr_multiplier: float = 0.01,
         camera_encoding: CameraEncoding | None = None,
         camera_dropout: float = 0.0,
         mean_camera: tuple[float, ...] | None = None,
@@ -324,7 +323,6 @@ class StyleGAN2Generator(nn.Module):
             w_dim,
             self.num_ws,
             num_layers=map_depth,
-            lr_multiplier=mapping_lr_multiplier,
             camera_encoding=camera_encoding,
             camera_dropout=camera_dropout,
             mean_camera=mean_camera,
