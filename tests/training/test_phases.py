@@ -159,31 +159,6 @@ def test_relativistic_pairs_share_class_and_place(monkeypatch):
     assert fake.patches is shown.patches
 
 
-def test_shared_fakes_are_those_of_the_generator_step(monkeypatch):
-    profile = tiny_profile("training.share_fakes=true")
-    setup, real, made, shown = make_setup(profile), make_real(profile), [], []
-    generate, judge_both = module.generate, module.judge_both
-
-    def watched(*arguments):
-        made.append(generate(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(module, "generate", watched)
-    monkeypatch.setattr(
-        module, "judge_both", lambda setup, fake, *rest, **o: shown.append(fake) or judge_both(setup, fake, *rest, **o)
-    )
-    generator_phase, discriminator_phase = phases(profile)[:2]
-    for i in range(2):
-        run(setup, generator_phase, real, make_draws(profile, "Gmain", i))
-    for i in range(2):
-        means = run(setup, discriminator_phase, real, make_draws(profile, "Dmain", i)).means
-        assert torch.equal(shown[i].images, made[i].images.detach())
-        assert not shown[i].images.requires_grad
-        assert torch.equal(means["w"], made[i].ws[:, 0].detach().mean(dim=0))
-    assert len(made) == 2
-    assert setup.shared == []
-
-
 @pytest.mark.parametrize(("group", "passes"), [("4", 1), ("2", 1), ("null", 2)])
 def test_fakes_and_reals_are_judged_together_as_if_alone(group, passes):
     profile = tiny_profile(f"model.discriminator.mbstd_group_size={group}")

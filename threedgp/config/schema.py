@@ -417,7 +417,6 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0)
     workers: int = Field(3, ge=0, description="data loading processes per training process")
     freeze_discriminator_layers: int = Field(0, ge=0)
-    share_fakes: bool = Field(False, description="the discriminator learns from the fakes of the generator's step")
     generator_optimizer: OptimizerConfig = OptimizerConfig()
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=0.002)
     patch: PatchConfig = PatchConfig()

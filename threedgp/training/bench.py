@@ -190,9 +190,8 @@ class Workload:
         self.number += 1
         total = 0.0
         with self._as_told():
-            setup = self._setup()
             for phase in self.phases:
-                total += self._timed(lambda phase=phase: self._run(phase, setup)) / phase.interval
+                total += self._timed(lambda phase=phase: self._run(phase)) / phase.interval
             total += self._timed(self._average)
         return total
 
@@ -205,18 +204,16 @@ class Workload:
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    def _setup(self) -> Setup:
+    def _run(self, phase: Phase) -> None:
         state = self.state
-        return Setup(self.profile, state.G, state.D, schedule_values(0, self.profile), state.path_length_mean)
-
-    def _run(self, phase: Phase, setup: Setup) -> None:
-        state = self.state
+        values = schedule_values(0, self.profile)
+        setup = Setup(self.profile, state.G, state.D, values, state.path_length_mean)
         draws = Draws(
             self.profile,
             self.labels,
             (SEED, 0, self.number, phase.name, 0),
-            kimg=setup.values.kimg,
-            spoof_probability=setup.values.spoof_probability,
+            kimg=values.kimg,
+            spoof_probability=values.spoof_probability,
             device=self.device,
         )
         state.optimizers[phase.network].zero_grad(set_to_none=True)
@@ -233,10 +230,9 @@ class Workload:
 
     def _main_phases(self) -> None:
         with self._as_told():
-            setup = self._setup()
             for phase in self.phases:
                 if phase.interval == 1:
-                    self._run(phase, setup)
+                    self._run(phase)
 
     def peak_bytes(self) -> int:
         """Bytes of all tensors at the worst moment of the phases of every iteration."""

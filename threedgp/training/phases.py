@@ -2,8 +2,8 @@
 
 The order of an iteration is the order of `phases`: the generator against the frozen discriminator (Gmain), now and then
 its path lengths (Gpl); the discriminator on fakes and reals (Dmain), now and then its gradient penalty (Dreg). Every
-phase gets the same real items but fresh fakes and patches, unless `training.share_fakes` hands on the generator's. A
-phase calls backward itself; zeroing and averaging gradients and the optimiser's step belong to the training loop:
+phase gets the same real items but fresh fakes and patches. A phase calls backward itself; zeroing and averaging
+gradients and the optimiser's step belong to the training loop:
 
     for phase in phases(profile):
         if not phase.due(iteration, kimg):
@@ -53,7 +53,6 @@ class Setup:
         path_length_mean: running mean of path lengths, a scalar.
         augment: changes what the discriminator sees, see `discriminator_augment`.
         gamma_factor: multiplies the gradient penalty's weight (raised for a while after a divergence).
-        shared: fakes that the generator's phase leaves for the discriminator's, by micro-batch, with their mean w.
     """
 
     profile: Profile
@@ -63,7 +62,6 @@ class Setup:
     path_length_mean: Tensor
     augment: Augment | None = None
     gamma_factor: float = 1.0
-    shared: list[tuple[Exhibit, Tensor]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -288,11 +286,7 @@ def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) ->
     fakes = draws.fakes(batch, real.labels if paired else None)
     patches = draws.patches("fake", batch)
     fake = generate(setup, fakes, draws, patches)
-    shown = Exhibit(fake.images, fakes.c, patches, fake.camera.angles)
-    fake_logits, _ = judge(setup, shown, draws)
-    if setup.profile.training.share_fakes:
-        kept = shown._replace(images=shown.images.detach(), angles=shown.angles.detach())
-        setup.shared.append((kept, fake.ws[:, 0].detach().mean(dim=0)))
+    fake_logits, _ = judge(setup, Exhibit(fake.images, fakes.c, patches, fake.camera.angles), draws)
     real_logits = None
     if paired:
         with torch.no_grad():
@@ -349,17 +343,15 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
     """Adversarial loss of the discriminator on fakes and reals, and distillation on reals."""
     loss, batch, paired = setup.profile.loss, len(real.images), _is_paired(setup)
     result = PhaseResult()
-    if setup.shared:
-        shown_fake, result.means["w"] = setup.shared.pop(0)
-    else:
-        fakes = draws.fakes(batch, real.labels if paired else None)
-        patches = draws.patches("fake", batch)
-        with torch.no_grad():
-            fake = generate(setup, fakes, draws, patches)
-            result.means["w"] = fake.ws[:, 0].mean(dim=0)
-        shown_fake = Exhibit(fake.images, fakes.c, patches, fake.camera.angles)
+    fakes = draws.fakes(batch, real.labels if paired else None)
+    patches = draws.patches("fake", batch)
+    with torch.no_grad():
+        fake = generate(setup, fakes, draws, patches)
+        result.means["w"] = fake.ws[:, 0].mean(dim=0)
     distill = setup.values.distillation_weight > 0
-    patches = shown_fake.patches if paired else draws.patches("real", batch)
+    shown_fake = Exhibit(fake.images, fakes.c, patches, fake.camera.angles)
+    if not paired:
+        patches = draws.patches("real", batch)
     shown_real = _show_real(setup, real, patches)
     fake_logits, real_logits, features = judge_both(setup, shown_fake, shown_real, draws, predict_features=distill)
     _scores(result.stats, "fake", fake_logits)
