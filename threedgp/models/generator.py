@@ -186,7 +186,10 @@ class Generator(nn.Module):
             generator: source of the layer noise.
             noise: unit-normal maps by layer name, instead of random ones; see `SynthesisNetwork`.
         """
-        planes = self.synthesis["tri_plane_decoder"](ws, noise_mode=noise_mode, generator=generator, noise=noise)
+        backbone = self.synthesis["tri_plane_decoder"]
+        if generator is not None and noise_mode == "random":
+            noise = {**backbone.draw_noise(len(ws), generator), **(noise or {})}
+        planes = backbone(ws, noise_mode=noise_mode, noise=noise)
         return planes.unflatten(1, (3, self.plane_features))
 
     def field(self, planes: Tensor, marcher: str | None = None) -> Field:

@@ -37,21 +37,17 @@ class Noise:
 
     Attributes:
         mode: `random` draws afresh, `const` takes the layer's stored map, `none` adds nothing.
-        generator: source of the random draws; None is torch's global one.
         draws: maps by layer name ("b8.conv0"), [B, 1, r, r] or [r, r], that replace random draws.
     """
 
     mode: NoiseMode = "random"
-    generator: torch.Generator | None = None
     draws: Mapping[str, torch.Tensor] | None = None
 
     def draw(self, name: str, batch: int, resolution: int, like: torch.Tensor) -> torch.Tensor:
         """Unit-normal map for the layer `name`, [B, 1, r, r]."""
         if self.draws is not None and name in self.draws:
             return self.draws[name].to(like)
-        device = like.device if self.generator is None else self.generator.device
-        shape = (batch, 1, resolution, resolution)
-        return torch.randn(shape, device=device, generator=self.generator).to(like)
+        return torch.randn((batch, 1, resolution, resolution), device=like.device).to(like)
 
 
 class SynthesisLayer(nn.Module):
@@ -254,12 +250,28 @@ class SynthesisNetwork(nn.Module):
     def block(self, resolution: int) -> SynthesisBlock:
         return getattr(self, f"b{resolution}")
 
+    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+        """Unit-normal maps [B, 1, r, r] for all layers by name, in the layers' order.
+
+        Args:
+            batch: samples.
+            generator: source; None is torch's global one.
+        """
+        maps = {}
+        for r in self.block_resolutions:
+            for name in ("conv0", "conv1"):
+                layer = getattr(self.block(r), name, None)
+                if layer is not None and layer.use_noise:
+                    device = layer.noise_const.device if generator is None else generator.device
+                    drawn = torch.randn(batch, 1, r, r, device=device, generator=generator)
+                    maps[f"b{r}.{name}"] = drawn.to(layer.noise_const)
+        return maps
+
     def forward(
         self,
         ws: torch.Tensor,
         *,
         noise_mode: NoiseMode = "random",
-        generator: torch.Generator | None = None,
         noise: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Synthesise.
@@ -267,13 +279,13 @@ class SynthesisNetwork(nn.Module):
         Args:
             ws: [B, num_ws, w_dim].
             noise_mode: `random` (training, metrics), `const` (videos, geometry) or `none`.
-            generator: source of random noise; None is torch's global one.
-            noise: unit-normal maps by layer name ("b8.conv0"), [B, 1, r, r] or [r, r], instead of random draws.
+            noise: unit-normal maps by layer name ("b8.conv0"), [B, 1, r, r] or [r, r], instead of random draws; see
+                `draw_noise`.
 
         Returns:
             [B, img_channels, R, R], not clamped.
         """
-        source = Noise(noise_mode, generator, noise)
+        source = Noise(noise_mode, noise)
         ws = ws.to(self.block(4).const.dtype)
         x = img = None
         first = 0
@@ -342,7 +354,9 @@ class StyleGAN2Generator(nn.Module):
         noise: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Image [B, 3, R, R], or its patches [B, 3, p, p] when scales and offsets [B, 2] are given."""
-        img = self.synthesis(ws, noise_mode=noise_mode, generator=generator, noise=noise)
+        if generator is not None and noise_mode == "random":
+            noise = {**self.synthesis.draw_noise(len(ws), generator), **(noise or {})}
+        img = self.synthesis(ws, noise_mode=noise_mode, noise=noise)
         if patch_scales is None:
             return img
         return sample_patches(img, patch_scales, patch_offsets, self.patch_resolution)

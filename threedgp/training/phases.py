@@ -219,18 +219,25 @@ class Exhibit(NamedTuple):
     angles: Tensor
 
 
-def judge(setup: Setup, shown: Exhibit, draws: Draws, predict_features: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The discriminator's logits [B] and predicted features, after blur and augmentation."""
+def judge(
+    setup: Setup, shown: Exhibit, draws: Draws, predict_features: bool = False, twice: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The discriminator's logits [B] and predicted features, after blur and augmentation.
+
+    Args:
+        twice: the result will be differentiated twice, which compiled networks can't be.
+    """
     images = blur_discriminator_input(shown.images, setup.values.blur_sigma)
     if setup.augment is not None:
         images = setup.augment(images, draws)
     scales, offsets = (None, None) if shown.patches is None else (shown.patches.scales, shown.patches.offsets)
-    output = setup.discriminator(images, shown.labels, scales, offsets, shown.angles, predict_features)
+    network = setup.discriminator.forward if twice else setup.discriminator
+    output = network(images, shown.labels, scales, offsets, shown.angles, predict_features)
     return output.logits, output.features
 
 
 def judge_both(
-    setup: Setup, fake: Exhibit, real: Exhibit, draws: Draws, predict_features: bool = False
+    setup: Setup, fake: Exhibit, real: Exhibit, draws: Draws, predict_features: bool = False, twice: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits of fakes and of reals [B], and features predicted of the reals: in one pass where that changes nothing.
 
@@ -238,8 +245,8 @@ def judge_both(
     """
     group = setup.profile.model.discriminator.mbstd_group_size
     if group is None or len(fake.images) % group:
-        fake_logits, _ = judge(setup, fake, draws)
-        return fake_logits, *judge(setup, real, draws, predict_features)
+        fake_logits, _ = judge(setup, fake, draws, twice=twice)
+        return fake_logits, *judge(setup, real, draws, predict_features, twice)
 
     def join(first: Tensor, second: Tensor) -> Tensor:
         return torch.cat([first.unflatten(0, (group, -1)), second.unflatten(0, (group, -1))], dim=1).flatten(0, 1)
@@ -255,7 +262,7 @@ def judge_both(
     both = Exhibit(
         join(fake.images, real.images), join(fake.labels, real.labels), patches, join(fake.angles, real.angles)
     )
-    logits, features = judge(setup, both, draws, predict_features)
+    logits, features = judge(setup, both, draws, predict_features, twice)
     return part(logits, 0), part(logits, 1), None if features is None else part(features, 1)
 
 
@@ -387,12 +394,12 @@ def gradient_penalty_phase(setup: Setup, real: RealBatch, draws: Draws, gain: fl
         with torch.no_grad():
             fake = generate(setup, fakes, draws, patches)
         shown_fake = Exhibit(fake.images.detach().requires_grad_(True), fakes.c, patches, fake.camera.angles)
-        fake_logits, logits, _ = judge_both(setup, shown_fake, shown, draws)
+        fake_logits, logits, _ = judge_both(setup, shown_fake, shown, draws, twice=True)
         penalty, fake_penalty = losses.gradient_penalties([logits, fake_logits], [shown.images, shown_fake.images])
         result.stats["Loss/D/r2_penalty"] = fake_penalty.detach()
         fake_weighted = fake_penalty * (setup.gamma_factor * loss.gamma_fake / 2)
     else:
-        logits, _ = judge(setup, shown, draws)
+        logits, _ = judge(setup, shown, draws, twice=True)
         (penalty,) = losses.gradient_penalties([logits], [shown.images])
         fake_weighted = 0.0
     _scores(result.stats, "real", logits)

@@ -69,10 +69,13 @@ class TrainingState:
                 ("D", D, training.discriminator_optimizer),
             )
         }
+        G_ema = copy.deepcopy(G).eval()
+        if profile.compile:
+            _compile(G, D, profile)
         return cls(
             G=G,
             D=D,
-            G_ema=copy.deepcopy(G).eval(),
+            G_ema=G_ema,
             optimizers=optimizers,
             path_length_mean=torch.zeros((), device=device),
             augment=AugmentController(training.augment),
@@ -127,6 +130,18 @@ class TrainingState:
             for name, value in members.items()
             if not group.startswith("optim_")
         }
+
+
+def _compile(G: nn.Module, D: nn.Module, profile: Profile) -> None:
+    """Let torch.compile fuse the convolutional networks, which do nearly all the work, when they are first called.
+
+    Compiled functions cannot be differentiated twice: the gradient penalty calls the discriminator's `forward` itself,
+    and a generator whose path lengths are regularised stays as it is.
+    """
+    D.compile(dynamic=False)
+    if profile.loss.path_length.weight == 0:
+        backbone = G.synthesis if profile.model.kind == "stylegan2" else G.synthesis["tri_plane_decoder"]
+        backbone.compile(dynamic=False)
 
 
 def adam_settings(config: OptimizerConfig, network: str, profile: Profile) -> dict[str, Any]:
