@@ -41,6 +41,7 @@ PARTS = {
     "ray marching": ("threedgp::march", "threedgp::importance", "aten::sort", "searchsorted", "cumsum", "aten::gather"),
     "resampling": ("threedgp::fir",),
     "bias, noise, activation": ("threedgp::pointwise", "leaky_relu"),
+    "fused by the compiler": ("triton_",),
     "optimiser": ("Optimizer", "_foreach", "adam", "lerp", "addcdiv", "addcmul"),
 }
 OTHER = "everything else"
@@ -67,11 +68,12 @@ class SyntheticLabels:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run an iteration: with native operations or plain PyTorch, in a precision."""
+    """One way to run an iteration: with native operations or plain PyTorch, in a precision, compiled or not."""
 
     name: str
     precision: str
     plain: bool = False
+    compiled: bool = False
 
 
 @dataclass
@@ -123,7 +125,12 @@ class TrainBench:
 def variants(device: torch.device) -> list[Variant]:
     """What there is to compare on a device; the first is the plain path."""
     if device.type == "cuda":
-        return [Variant("plain fp32", "fp32", plain=True), Variant("tf32", "tf32"), Variant("bf16", "bf16")]
+        return [
+            Variant("plain fp32", "fp32", plain=True),
+            Variant("tf32", "tf32"),
+            Variant("bf16", "bf16"),
+            Variant("bf16 compiled", "bf16", compiled=True),
+        ]
     return [Variant("plain fp32", "fp32", plain=True), Variant("fast fp32", "fp32"), Variant("fast bf16", "bf16")]
 
 
@@ -151,7 +158,7 @@ def bench_train(
     progress.finish()
     for timing in timings:
         timing.peak_bytes = workloads[timing.variant].peak_bytes()
-    limits = {v.precision: work.limit() for v, work in workloads.items() if not v.plain}
+    limits = {v.precision: work.limit() for v, work in workloads.items() if not (v.plain or v.compiled)}
     if device.type == "cuda":
         limits["fp32"] = workloads[timings[0].variant].limit()
     fastest = min(timings, key=lambda timing: timing.median)
@@ -162,7 +169,7 @@ class Workload:
     """Networks of a profile, real items made of noise, and everything to run an iteration as a variant says."""
 
     def __init__(self, profile: Profile, variant: Variant, device: torch.device):
-        self.profile = profile.model_copy(update={"precision": variant.precision})
+        self.profile = profile.model_copy(update={"precision": variant.precision, "compile": variant.compiled})
         self.variant, self.device = variant, device
         self.state = TrainingState.build(self.profile, device)
         self.world = World(rank=0, size=1, device=device)
