@@ -432,7 +432,7 @@ class Profile(Section):
     name: str
     description: str = ""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    compile: bool = Field(False, description="torch.compile the first-order passes")
+    compile: bool = Field(False, description="torch.compile the backbone and the discriminator's first-order passes")
     gpus: int = Field(1, ge=1, description="how many the values were chosen for")
     data: DataConfig = DataConfig()
     camera: CameraConfig = CameraConfig()
