@@ -21,7 +21,7 @@ QUICK_PROFILE, LONG_PROFILE = "demo32", "demo64"
 LONG_MINUTES = 30.0  # from here on the larger model is worth its time
 RUN = "demo"
 SCORED = 512  # generated images of the Frechet distance, as many as while training
-AROUND_TRAINING = 135.0  # seconds on two cores for the scores before and after training, pictures and the report
+AROUND_TRAINING = 100.0  # seconds on two cores for the scores before and after training, pictures and the report
 SHORTEST_TRAINING = 20.0  # seconds
 
 ADVICE = """\
