@@ -101,6 +101,15 @@ def test_repeating_gives_identical_files(place, tmp_path, kind):
     assert json.loads((tmp_path / "c.json").read_text())["settings"]["seeds"] == [2]
 
 
+def test_formats_of_one_name_keep_their_own_records(place, tmp_path):
+    for ending, seed in (("gif", "1"), ("webp", "2"), ("gif", "3")):
+        out = str(tmp_path / f"a.{ending}")
+        render(place, "video", "--seeds", seed, "--size", "8", "--set", "num_frames=2", "--out", out)
+    assert names(tmp_path) == ["a.gif", "a.json", "a.webp", "a.webp.json"]
+    assert json.loads((tmp_path / "a.json").read_text())["settings"]["seeds"] == [3]
+    assert json.loads((tmp_path / "a.webp.json").read_text())["settings"]["seeds"] == [2]
+
+
 def test_grid_shows_classes_by_name_view_by_view(place, tmp_path):
     out = str(tmp_path / "a.png")
     made = render(place, "grid", "main", "--seeds", "0-1", "--classes", "CAT,0", "--out", out)

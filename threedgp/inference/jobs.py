@@ -26,6 +26,7 @@ from threedgp.inference.settings import (
     VideoSettings,
     build_motion,
     build_subjects,
+    recorded_format,
     write_record,
 )
 from threedgp.inference.video import check_video, open_video
@@ -200,8 +201,14 @@ class _Job:
 def write_job_record(
     model: TrainedModel, kind: str, settings: SubjectSettings, out: Path, content: dict[str, Any]
 ) -> Path:
-    """Write `<out>.json`: program, checkpoint with its checksum, settings, and `content`."""
+    """Write `<out>.json`: program, checkpoint with its checksum, settings, and `content`.
+
+    Where that describes a render of the same name in another format, it is `<out>.<format>.json`.
+    """
     path = out.with_name(f"{out.name}.json")
+    form = getattr(settings, "format", None) or settings.formats[0]
+    if recorded_format(path, kind) not in (None, form):
+        path = out.with_name(f"{out.name}.{form}.json")
     checkpoint = {"run": model.run, "name": model.checkpoint, "sha256": model.sha256}
     write_record(path, kind, settings, {"version": threedgp.__version__, "checkpoint": checkpoint, **content})
     return path

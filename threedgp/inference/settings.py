@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from threedgp.camera.trajectories import Trajectory, build_trajectory
 from threedgp.config.schema import Section
-from threedgp.errors import DataError, UsageError
+from threedgp.errors import DataError, ThreeDGPError, UsageError
 from threedgp.files import read_json, write_json
 from threedgp.inference.latents import Sample, plan_pairs, plan_samples
 
@@ -163,6 +163,17 @@ def build_subjects(settings: SubjectSettings, num_classes: int) -> list[tuple[Sa
 def write_record(path: Path, kind: str, settings: SubjectSettings, content: Mapping[str, Any]) -> None:
     """Write the JSON beside a render; `read_record` takes its settings back."""
     write_json(path, {"render": kind, "format": RECORD_VERSION, "settings": settings.model_dump(), **content})
+
+
+def recorded_format(path: Path, kind: str) -> str | None:
+    """Format of the render of this kind that a record describes; `other` for any other file; None for none."""
+    if not path.is_file():
+        return None
+    try:
+        settings, _ = read_record(path, kind)
+    except ThreeDGPError:
+        return "other"
+    return settings.get("format") or settings["formats"][0]
 
 
 def read_record(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
