@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXTRACTOR = "tf_efficientnet_lite0"
 QUICK_PROFILE, LONG_PROFILE = "demo32", "demo64"
-LONG_MINUTES = 30.0  # from here on the larger model is worth its time
+LONG_MINUTES = 30.0  # from here on it trains at 64x64
 RUN = "demo"
 SCORED = 512  # generated images of the Frechet distance, as many as while training
 AROUND_TRAINING = 100.0  # seconds on two cores for the scores before and after training, pictures and the report

@@ -157,7 +157,7 @@ def choose_launch(
 
 
 def cpu_processes(profile: Profile, cores: int | None = None) -> int:
-    """How many processes train a profile fastest on this machine's CPU, on which small networks leave threads idle.
+    """How many processes can share a profile's training on this machine's CPU; scoring is shared too.
 
     One a core, as long as the batch can be split over them and no minibatch-std group has to shrink.
 
