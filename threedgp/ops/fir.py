@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from threedgp.ops import native
+from threedgp.ops.conv import conv2d
 
 DEFAULT_TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -276,7 +277,7 @@ def conv2d_resample(
             return _convolve_pixels(x, weight)
     if up == 1 and down == 1:
         weight = weight if flip_weight else weight.flip([2, 3])
-        return F.conv2d(x, weight, padding=padding, groups=groups)
+        return conv2d(x, weight, padding, groups)
     if f is None:
         raise ValueError("resampling needs a filter")
 

@@ -94,6 +94,34 @@ template <typename T>
 void pointwise_backward(const T* grad, const T* y, const T* x, T* grad_x, float* grad_scale, float* grad_bias,
                         float* grad_noise, int64_t pixels, int64_t channels, const Pointwise& op);
 
+// ----------------------------------------------------------------------------------------------------- winograd.cpp
+
+constexpr int64_t WINOGRAD_LANES = 16;  // channels of inputs and outputs come in multiples of it
+constexpr int64_t WINOGRAD_BLOCK = 24;  // tiles of 2x2 outputs that are worked on together
+constexpr int64_t WINOGRAD_MOST = 1 << 14;  // product of channels up to which the filters stay in the cache
+constexpr int64_t WINOGRAD_LEAST = 64;  // tiles below which the transform of the filters costs too much
+
+// Images [images, height, width, channels] with even sides; 3x3 taps, one pixel of padding.
+struct Winograd {
+  int64_t height, width, in, out;
+};
+
+bool winograd_exists();  // compiled for a processor that gains by it
+
+// taps [3, 3, size] -> filters [16, size], and the transpose of that.
+void winograd_filters(const float* taps, int64_t size, float* filters);
+void winograd_filters_backward(const float* grad, int64_t size, float* taps);
+
+int64_t winograd_scratch(const Winograd& op);
+
+// Tiles [begin, end) of all images of y, from filters [16, in, out].
+void winograd_forward(const float* x, const float* filters, const Winograd& op, int64_t begin, int64_t end, float* y,
+                      float* scratch);
+
+// Adds the share of tiles [begin, end) to the gradient of the filters, [16, in, out].
+void winograd_weights(const float* x, const float* grad, const Winograd& op, int64_t begin, int64_t end, float* filters,
+                      float* scratch);
+
 // ---------------------------------------------------------------------------------------------------------- fir.cpp
 
 struct Fir {

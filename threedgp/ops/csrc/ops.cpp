@@ -388,6 +388,58 @@ Tensor importance(const Tensor& sigma_in, const Tensor& s_in, const Tensor& u_in
   return out;
 }
 
+k::Winograd winograd_of(const Tensor& x, int64_t out) { return {x.size(2), x.size(3), x.size(1), out}; }
+
+bool winograd_fits(const Tensor& x, const Tensor& weight) {
+  const auto whole = [](int64_t channels) { return channels > 0 && channels % k::WINOGRAD_LANES == 0; };
+  return k::winograd_exists() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && x.dim() == 4 &&
+         weight.size(2) == 3 && weight.size(3) == 3 && whole(x.size(1)) && whole(weight.size(0)) &&
+         x.size(2) % 2 == 0 && x.size(3) % 2 == 0 && x.size(1) * weight.size(0) <= k::WINOGRAD_MOST &&
+         x.size(0) * x.size(2) * x.size(3) >= 4 * k::WINOGRAD_LEAST;
+}
+
+// x [B, I, H, W], taps [3, 3, I, O] -> [B, O, H, W]
+Tensor winograd(const Tensor& x_in, const Tensor& taps_in) {
+  const Tensor x = channels_last(x_in), taps = taps_in.contiguous();
+  const k::Winograd op = winograd_of(x, taps.size(3));
+  Tensor y = at::empty({x.size(0), op.out, op.height, op.width}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  Tensor filters = at::empty({16, op.in, op.out}, x.options().memory_format(at::MemoryFormat::Contiguous));
+  k::winograd_filters(taps.const_data_ptr<float>(), op.in * op.out, filters.mutable_data_ptr<float>());
+  const int64_t tiles = x.size(0) * (op.height / 2) * (op.width / 2);
+  const int64_t blocks = (tiles + k::WINOGRAD_BLOCK - 1) / k::WINOGRAD_BLOCK;
+  float* to = y.mutable_data_ptr<float>();
+  at::parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(k::winograd_scratch(op));
+    k::winograd_forward(x.const_data_ptr<float>(), filters.const_data_ptr<float>(), op, begin * k::WINOGRAD_BLOCK,
+                        std::min(end * k::WINOGRAD_BLOCK, tiles), to, scratch.data());
+  });
+  return y;
+}
+
+// Gradient of the taps, [3, 3, I, O].
+Tensor winograd_weights(const Tensor& x_in, const Tensor& grad_in) {
+  const Tensor x = channels_last(x_in), grad = channels_last(grad_in);
+  const k::Winograd op = winograd_of(x, grad.size(1));
+  const int64_t tiles = x.size(0) * (op.height / 2) * (op.width / 2);
+  const int64_t blocks = (tiles + k::WINOGRAD_BLOCK - 1) / k::WINOGRAD_BLOCK;
+  // Always the same parts, so that the sum does not depend on the number of threads.
+  const int64_t parts = std::min<int64_t>(blocks, 8), per_part = (blocks + parts - 1) / parts;
+  const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
+  Tensor filters = at::zeros({parts, 16, op.in, op.out}, options), taps = at::empty({3, 3, op.in, op.out}, options);
+  float* to = filters.mutable_data_ptr<float>();
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(k::winograd_scratch(op));
+    for (int64_t part = begin; part < end; ++part)
+      k::winograd_weights(x.const_data_ptr<float>(), grad.const_data_ptr<float>(), op,
+                          std::min(part * per_part * k::WINOGRAD_BLOCK, tiles),
+                          std::min((part + 1) * per_part * k::WINOGRAD_BLOCK, tiles), to + part * 16 * op.in * op.out,
+                          scratch.data());
+  });
+  const Tensor total = filters.sum(0);
+  k::winograd_filters_backward(total.const_data_ptr<float>(), op.in * op.out, taps.mutable_data_ptr<float>());
+  return taps;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(threedgp, library) {
@@ -398,6 +450,9 @@ TORCH_LIBRARY(threedgp, library) {
       "pointwise_backward(Tensor grad, Tensor y, Tensor? x, Tensor? scale, bool want_noise, float alpha, float gain, "
       "float clamp) -> (Tensor, Tensor, Tensor, Tensor)",
       &pointwise_backward);
+  library.def("winograd_fits(Tensor x, Tensor weight) -> bool", &winograd_fits);
+  library.def("winograd(Tensor x, Tensor taps) -> Tensor", &winograd);
+  library.def("winograd_weights(Tensor x, Tensor grad) -> Tensor", &winograd_weights);
   library.def("fir(Tensor x, Tensor taps_x, Tensor taps_y, int[2] up, int[2] down, int[2] pad, int[2] size) -> Tensor",
               &fir);
   library.def("triplane(Tensor planes, Tensor points) -> Tensor", &triplane);
