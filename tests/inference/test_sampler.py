@@ -113,7 +113,7 @@ def test_render_options_are_those_of_training_but_finer_and_farther():
     options = view_render_options(trained, ViewOptions())
     assert (options.num_steps, options.fine_steps) == (2 * trained.num_steps, 2 * trained.fine_steps)
     assert options.far == trained.far + 1.0
-    assert options.deterministic
+    assert options.jitter == "none"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from threedgp.rendering.renderer import RenderDraws, RenderOptions, make_draws, 
 from threedgp.rendering.sampling import stratified_samples
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 2e-6)]
-OPTIONS = RenderOptions(near=0.6, far=1.6, num_steps=8, deterministic=True)
+OPTIONS = RenderOptions(near=0.6, far=1.6, num_steps=8, jitter="none")
 
 
 def reference_field(arrays, marcher: str, dtype):
@@ -112,10 +112,10 @@ def test_one_pass_marches_in_world_units(golden, marcher):
     assert relative_error(normalised.depth[..., None], arrays[f"full_{marcher}/nofine/depth"]) < 3e-6
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("jitter", ["ray", "image", "none"])
 @pytest.mark.parametrize("extra", [{}, {"marcher": "mip"}, {"cut_quantile": 0.5}, {"full_box": 0.4}])
-def test_the_chunk_size_changes_nothing(deterministic, extra):
-    options = replace(OPTIONS, deterministic=deterministic, **extra)
+def test_the_chunk_size_changes_nothing(jitter, extra):
+    options = replace(OPTIONS, jitter=jitter, **extra)
     camera = make_cameras(2)
     whole = render(camera, options, generator=torch.Generator().manual_seed(0))
     for chunk in (1, 7, 36, 1000):
@@ -227,7 +227,7 @@ def test_derivatives_by_the_camera_and_the_field(extra, monkeypatch):
 
 
 def test_the_same_generator_state_gives_the_same_picture_and_another_one_another():
-    camera, options = make_cameras(1), replace(OPTIONS, deterministic=False)
+    camera, options = make_cameras(1), replace(OPTIONS, jitter="ray")
     first, again, other = (
         render(camera, options, generator=torch.Generator().manual_seed(seed)).color for seed in (1, 1, 2)
     )
@@ -262,3 +262,17 @@ def test_a_field_in_low_precision_is_composited_in_the_precision_of_the_rays():
     low, full = render(camera, OPTIONS, field=coarse_field), render(camera, OPTIONS)
     assert low.color.dtype == low.depth.dtype == torch.float32
     torch.testing.assert_close(low.color, full.color, rtol=0, atol=0.03)
+
+
+def test_jitter_by_image_moves_all_rays_of_an_image_alike_and_evenly():
+    options = replace(OPTIONS, jitter="image", num_fine_steps=5)
+    draws = make_draws(3, 4, options, generator=torch.Generator().manual_seed(0))
+    assert draws.jitter.shape == (3, 4, 8)
+    assert draws.u.shape == (3, 4, 5)
+    for value in (draws.jitter, draws.u):
+        assert (value == value[:, :1]).all()
+        assert value.amin() >= 0
+        assert value.amax() < 1
+        assert len(value[:, 0, 0].unique()) == 3
+    assert (draws.jitter == draws.jitter[..., :1]).all()
+    torch.testing.assert_close(draws.u.diff(dim=-1), torch.full((3, 4, 4), 0.2))

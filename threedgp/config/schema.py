@@ -143,6 +143,9 @@ class GeneratorConfig(Section):
     fp32_only: bool = Field(True, description="false: clamp activations at 256; `precision` says how it computes")
     tri_plane: TriPlaneConfig = TriPlaneConfig()
     ray_steps: int = Field(32, ge=4, description="coarse samples per ray, and as many fine ones")
+    ray_jitter: Literal["ray", "image", "none"] = Field(
+        "ray", description="random shift of the samples along every ray by itself, or along all rays of an image alike"
+    )
     marcher: Literal["classical", "mip"] = "classical"
     clamp_mode: Literal["softplus", "relu"] = "softplus"
     density_bias: float = 0.0

@@ -244,7 +244,7 @@ def view_render_options(trained: RenderOptions, options: ViewOptions) -> RenderO
             f"--far-offset {options.far_offset:g} puts the far plane at {far:g}, not behind the near plane at "
             f"{trained.near:g}."
         )
-    return replace(trained, num_steps=steps, num_fine_steps=fine, far=far, deterministic=True)
+    return replace(trained, num_steps=steps, num_fine_steps=fine, far=far, jitter="none")
 
 
 def unit_range(values: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ def render_options(profile: Profile) -> RenderOptions:
         near=camera.near,
         far=camera.far,
         num_steps=config.ray_steps,
+        jitter=config.ray_jitter,
         marcher=config.marcher,
         clamp_mode=config.clamp_mode,
         density_bias=config.density_bias,

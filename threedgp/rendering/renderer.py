@@ -22,6 +22,11 @@ from threedgp.rendering.sampling import Marcher, importance_samples, stratified_
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 """points [B, M, 3] in world units -> (rgb [B, M, C], raw density [B, M, 1])."""
 
+Jitter = Literal["ray", "image", "none"]
+"""Where samples lie in their strata: at random in each; shifted alike on all rays of an image, so that few samples do
+not show as grain; or at the centres.
+"""
+
 
 @dataclass(frozen=True)
 class RenderOptions:
@@ -40,7 +45,7 @@ class RenderOptions:
         white_back: the missing weight shows white (+1).
         cut_quantile: remove densities below this quantile of the whole call.
         density_noise_std: noise on raw densities (training only).
-        deterministic: sample at stratum centres and at evenly spaced quantiles instead of at random.
+        jitter: where inside its stratum a ray is sampled, see `Jitter`.
         chunk_rays: render at most this many rays of every image at once (test time only; None: all). It changes the
             memory needed, never the result.
     """
@@ -58,7 +63,7 @@ class RenderOptions:
     white_back: bool = False
     cut_quantile: float = 0.0
     density_noise_std: float = 0.0
-    deterministic: bool = False
+    jitter: Jitter = "ray"
     chunk_rays: int | None = None
 
     def __post_init__(self):
@@ -109,8 +114,9 @@ def make_draws(
 ) -> RenderDraws:
     """Everything random about a call, for all rays at once, so that rendering in chunks changes nothing.
 
-    With `options.deterministic`, jitter is 0.5 and u_k = (k + ½)/N_fine; density noise stays random. The generator may
-    live on another device than the rays.
+    `options.jitter` decides how random: `ray` draws every jitter and u, `image` one jitter and one v an image with
+    u_k = (k + v)/N_fine, `none` takes 0.5 for both. Density noise stays random. The generator may live on another
+    device than the rays.
     """
     coarse, fine = (batch, rays, options.num_steps), (batch, rays, options.fine_steps)
     place = {"device": device, "dtype": dtype}
@@ -119,11 +125,13 @@ def make_draws(
         origin = device if generator is None else generator.device
         return function(shape, generator=generator, device=origin, dtype=dtype).to(device)
 
-    if options.deterministic:
-        jitter = torch.full((1, 1, 1), 0.5, **place).expand(coarse)
-        u = ((torch.arange(fine[2], **place) + 0.5) / max(fine[2], 1)).expand(fine)
-    else:
+    if options.jitter == "ray":
         jitter, u = draw(torch.rand, coarse), draw(torch.rand, fine)
+    else:
+        alike = (2, batch, 1, 1)
+        shift = torch.full(alike, 0.5, **place) if options.jitter == "none" else draw(torch.rand, alike)
+        jitter = shift[0].expand(coarse)
+        u = ((torch.arange(fine[2], **place) + shift[1]) / max(fine[2], 1)).expand(fine)
     if options.density_noise_std == 0:
         return RenderDraws(jitter, u)
     return RenderDraws(jitter, u, draw(torch.randn, coarse), draw(torch.randn, fine))
