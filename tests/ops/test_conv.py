@@ -24,7 +24,7 @@ def inputs(batch: int, channels: int, outputs: int, height: int, width: int, dty
 
 def require_winograd(x: Tensor, weight: Tensor) -> None:
     library = native.library(x, weight)
-    if library is None or not library.winograd_fits(x, weight):
+    if library is None or not library.conv3x3_fits(x, weight):
         pytest.skip("this machine has no compiler or no AVX-512, so convolutions take the direct way")
 
 
@@ -79,7 +79,7 @@ def test_the_number_of_threads_changes_no_bit():
 def test_other_shapes_take_the_direct_way(size):
     x, weight, _grad = inputs(*size, torch.float32)
     library = native.library(x, weight)
-    assert library is None or not library.winograd_fits(x, weight)
+    assert library is None or not library.conv3x3_fits(x, weight)
     assert torch.equal(conv2d(x, weight, 1), F.conv2d(x, weight, padding=1))
 
 

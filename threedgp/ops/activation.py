@@ -67,7 +67,8 @@ def bias_act(
     gain = spec.gain if gain is None else gain
     alpha = spec.alpha if alpha is None else alpha
     if _is_fusible(x, act, alpha, gain, dim) and native.library(x) is not None:
-        return _BiasAct.apply(x, bias, 1.0 if act == "linear" else alpha, gain, -1.0 if clamp is None else clamp)
+        slope = 1.0 if act == "linear" else alpha
+        return torch.ops.threedgp.bias_act(x, bias, slope, gain, -1.0 if clamp is None else clamp)
     if bias is not None:
         shape = [1] * x.ndim
         shape[dim] = -1
@@ -87,42 +88,3 @@ def _is_fusible(x: torch.Tensor, act: str, alpha: float, gain: float, dim: int) 
     """The native form needs the slope's sign to show in the output, and channels that can be stored last."""
     channels_fit = dim == 1 if x.ndim == 4 else (dim in (-1, x.ndim - 1) and x.numel() >= LARGE)
     return act in ("linear", "relu", "lrelu") and gain > 0 and alpha >= 0 and channels_fit
-
-
-class _BiasAct(torch.autograd.Function):
-    """The native form. The function is linear wherever it can be differentiated, so its output tells its slope."""
-
-    @staticmethod
-    def forward(ctx, x, bias, alpha, gain, clamp):
-        y = torch.ops.threedgp.pointwise(x, None, bias, None, alpha, gain, clamp)
-        ctx.save_for_backward(y)
-        ctx.settings, ctx.bias_type = (alpha, gain, clamp), None if bias is None else bias.dtype
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad_x, grad_bias = _BiasActGradient.apply(grad, *ctx.saved_tensors, *ctx.settings)
-        return grad_x, None if ctx.bias_type is None else grad_bias.to(ctx.bias_type), None, None, None
-
-
-class _BiasActGradient(torch.autograd.Function):
-    """slope · grad, and its sum per channel: linear in grad, hence its own transpose up to the sum."""
-
-    @staticmethod
-    def forward(ctx, grad, y, alpha, gain, clamp):
-        ctx.save_for_backward(y)
-        ctx.settings = alpha, gain, clamp
-        ctx.set_materialize_grads(False)
-        grad_x, _, grad_bias, _ = torch.ops.threedgp.pointwise_backward(grad, y, None, None, False, alpha, gain, clamp)
-        return grad_x, grad_bias
-
-    @staticmethod
-    def backward(ctx, grad_x, grad_bias):
-        (y,) = ctx.saved_tensors
-        if grad_bias is not None:
-            shape = [1, -1, 1, 1] if y.ndim == 4 else [-1]
-            spread = grad_bias.to(y.dtype).reshape(shape).expand_as(y)
-            grad_x = spread if grad_x is None else grad_x + spread
-        if grad_x is None:
-            return None, None, None, None, None
-        return _BiasActGradient.apply(grad_x, y, *ctx.settings)[0], None, None, None, None

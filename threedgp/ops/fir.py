@@ -120,7 +120,7 @@ def upfirdn2d(
             (height * up_y + y0 + y1 - f.shape[0]) // down_y + 1,
         )
         if taps is not None and min(size) > 0:
-            return _Fir.apply(x, *taps, (up_x, up_y), (down_x, down_y), (x0, y0), size)
+            return torch.ops.threedgp.resample(x, *taps, (up_x, up_y), (down_x, down_y), (x0, y0), size)
     if up_x > 1 or up_y > 1:
         x = x.reshape(batch, channels, height, 1, width, 1)
         x = F.pad(x, [0, up_x - 1, 0, 0, 0, up_y - 1])
@@ -155,24 +155,6 @@ def _separate(
     if not torch.allclose(torch.outer(taps_y, taps_x), kernel, rtol=1e-6, atol=1e-7 * kernel.abs().max().item()):
         return None
     return taps_x.float(), (taps_y * gain).float()
-
-
-class _Fir(torch.autograd.Function):
-    """The native form of `upfirdn2d`; its transpose is the same function with up and down, front and back swapped."""
-
-    @staticmethod
-    def forward(ctx, x, taps_x, taps_y, up, down, padding, size):
-        ctx.save_for_backward(taps_x, taps_y)
-        ctx.settings = up, down, padding, (x.shape[3], x.shape[2])
-        return torch.ops.threedgp.fir(x, taps_x, taps_y, up, down, padding, size)
-
-    @staticmethod
-    def backward(ctx, grad):
-        taps_x, taps_y = ctx.saved_tensors
-        up, down, (x0, y0), size = ctx.settings
-        padding = (len(taps_x) - 1 - x0, len(taps_y) - 1 - y0)
-        grad_x = _Fir.apply(grad, taps_x.flip(0), taps_y.flip(0), down, up, padding, size)
-        return grad_x, None, None, None, None, None, None
 
 
 def upsample2d(

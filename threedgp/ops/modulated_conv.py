@@ -79,14 +79,14 @@ def modulated_conv2d_act(
         x = modulated_conv2d(x, weight, styles, noise, **options)
         return bias_act(x, bias, "lrelu", gain=gain, clamp=clamp)
     y, scale = _modulated(x, weight, styles, up, padding, resample_filter, True, flip_weight)
-    return _ScaledAct.apply(y, scale, bias, noise, 0.2, gain, -1.0 if clamp is None else clamp)
+    return torch.ops.threedgp.scaled_act(y, scale, bias, noise, 0.2, gain, -1.0 if clamp is None else clamp)
 
 
 def scale_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x [B, C, H, W] times scale [B, C], in x's dtype. Differentiable to any order."""
     if native.library(x, scale) is None:
         return x * scale.to(x.dtype)[:, :, None, None]
-    return _ScaledAct.apply(x, scale, None, None, 1.0, 1.0, -1.0)
+    return torch.ops.threedgp.scaled_act(x, scale, None, None, 1.0, 1.0, -1.0)
 
 
 def _modulated(x, weight, styles, up, padding, resample_filter, demodulate, flip_weight):
@@ -110,48 +110,3 @@ def _modulated_pixels(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tenso
     pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, -1)  # a view of a channels-last image
     y = torch.bmm(pixels, matrices.transpose(1, 2))  # [B, H·W, O]
     return y.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-
-
-class _ScaledAct(torch.autograd.Function):
-    """The native form of clamp(gain · lrelu(x · scale + noise + bias))."""
-
-    @staticmethod
-    def forward(ctx, x, scale, bias, noise, alpha, gain, clamp):
-        flat = None if noise is None else noise.reshape(-1, noise.shape[-2] * noise.shape[-1])
-        y = torch.ops.threedgp.pointwise(x, scale, bias, flat, alpha, gain, clamp)
-        ctx.save_for_backward(x, scale, bias, noise, y)
-        ctx.settings = alpha, gain, clamp
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, scale, bias, noise, y = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():
-            # Someone wants to differentiate again: rare enough to leave it to plain operations.
-            inputs = [value for value, want in zip((x, scale, bias, noise), wanted, strict=True) if want]
-            plain = _plain_scaled_act(x, scale, bias, noise, *ctx.settings)
-            found = iter(torch.autograd.grad(plain, inputs, grad, create_graph=True))
-            return (*(next(found) if want else None for want in wanted), None, None, None)
-        grad_x, grad_scale, grad_bias, grad_noise = torch.ops.threedgp.pointwise_backward(
-            grad, y, x if wanted[1] else None, scale, wanted[3], *ctx.settings
-        )
-        if wanted[3]:
-            grad_noise = grad_noise.reshape(len(x), 1, *x.shape[2:]).sum_to_size(noise.shape).to(noise.dtype)
-        return (
-            grad_x if wanted[0] else None,
-            grad_scale.to(scale.dtype) if wanted[1] else None,
-            grad_bias.to(bias.dtype) if wanted[2] else None,
-            grad_noise if wanted[3] else None,
-            None,
-            None,
-            None,
-        )
-
-
-def _plain_scaled_act(x, scale, bias, noise, alpha, gain, clamp):
-    y = x * scale.to(x.dtype)[:, :, None, None]
-    if noise is not None:
-        y = y + noise.to(x.dtype)
-    with native.plain():
-        return bias_act(y, bias, "lrelu", alpha=alpha, gain=gain, clamp=None if clamp < 0 else clamp)

@@ -27,6 +27,7 @@ from threedgp.training.draws import Draws
 from threedgp.training.ema import ema_beta, update_ema
 from threedgp.training.gradients import average_gradients
 from threedgp.training.launch import set_precision
+from threedgp.training.parameters import require_gradients
 from threedgp.training.phases import Phase, RealBatch, Setup, phases, set_trainable
 from threedgp.training.schedules import schedule_values
 from threedgp.training.state import TrainingState
@@ -35,7 +36,7 @@ WARM_UP = 3
 SEED = 0
 # What the profiler calls the operations, by part of the table. The first match counts.
 PARTS = {
-    "convolutions": ("conv", "mkldnn"),
+    "convolutions": ("conv", "mkldnn", "threedgp::winograd"),
     "matrix products": ("addmm", "aten::mm", "bmm", "linear"),
     "radiance field": ("threedgp::field", "threedgp::triplane", "grid_sampler"),
     "ray marching": ("threedgp::march", "threedgp::importance", "aten::sort", "searchsorted", "cumsum", "aten::gather"),
@@ -227,7 +228,7 @@ class Workload:
         set_trainable(setup, phase.network)
         phase.run(setup, self.real, draws, phase.interval)
         network = state.networks[phase.network]
-        network.requires_grad_(False)
+        require_gradients(network, False)
         average_gradients(network, self.world)
         state.optimizers[phase.network].step()
 
@@ -273,8 +274,11 @@ class Workload:
         return dict(seconds.most_common())
 
     def limit(self) -> Limit:
-        """Time each convolution and matrix product of an iteration alone, in the layout it is fastest in."""
-        with ShapeRecorder() as recorder:
+        """Time each convolution and matrix product of an iteration alone, in the layout it is fastest in.
+
+        The plain path shows what there is to do: native operations do some of it without PyTorch's convolutions.
+        """
+        with native.plain(), ShapeRecorder() as recorder:
             self._main_phases()
         seconds = flops = peak = 0.0
         for call, count in recorder.calls.items():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from threedgp.config.schema import EmaConfig
+from threedgp.training.parameters import parameters_of
 
 
 def ema_beta(nimg: int, batch_size: int, config: EmaConfig) -> float:
@@ -33,7 +34,7 @@ def update_ema(average: nn.Module, network: nn.Module, beta: float) -> None:
 
     Both networks must have been built alike.
     """
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - beta)
+    torch._foreach_lerp_(parameters_of(average), parameters_of(network), 1.0 - beta)
     buffers = list(average.buffers())
     if buffers:
         torch._foreach_copy_(buffers, list(network.buffers()))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from threedgp.training.distributed import World
+from threedgp.training.parameters import parameters_of
 
 HUGE_GRADIENT = 1e5  # what an infinite element becomes
 
@@ -26,7 +27,7 @@ def average_gradients(module: nn.Module, world: World, clip: float | None = None
     NaN becomes 0 and infinities ±1e5; finite values are only changed by `clip`, the largest global norm. Parameters
     without a gradient are left out; which ones those are is the same on every process.
     """
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters_of(module) if parameter.grad is not None]
     if not gradients:
         zero = torch.zeros((), device=world.device)
         return GradientReport(zero, zero)

@@ -36,6 +36,7 @@ from threedgp.training.blur import blur, blur_discriminator_input
 from threedgp.training.camera_regularizers import PARAMETERS, CameraSamples, camera_regularization
 from threedgp.training.draws import Draws, Fakes
 from threedgp.training.image_augment import NUMBERS, change_images, choose_changes, item_numbers, mirror_yaw
+from threedgp.training.parameters import require_gradients
 from threedgp.training.patches import PatchParams, extract_patches
 from threedgp.training.schedules import ScheduleValues
 
@@ -124,8 +125,8 @@ def phases(profile: Profile) -> list[Phase]:
 
 def set_trainable(setup: Setup, network: str) -> None:
     """Let only one of the networks ("G", "D") collect gradients; the other may still be part of the graph."""
-    setup.generator.requires_grad_(network == "G")
-    setup.discriminator.requires_grad_(network == "D")
+    require_gradients(setup.generator, network == "G")
+    require_gradients(setup.discriminator, network == "D")
 
 
 def real_batch(item: Item, profile: Profile, device: torch.device | str, epoch: int = 0) -> RealBatch:

@@ -30,6 +30,7 @@ from threedgp.training.ema import ema_beta, update_ema
 from threedgp.training.gradients import average_gradients
 from threedgp.training.log import Moments, RunLog, Statistics
 from threedgp.training.observer import MetricReading, Observer
+from threedgp.training.parameters import require_gradients
 from threedgp.training.phases import (
     Phase,
     RealBatch,
@@ -187,7 +188,7 @@ class Trainer:
                 self.state.augment.report(result.stats["Loss/scores/real"])
             for name, value in result.means.items():
                 means[name] = means.get(name, 0) + value / self.micro_batches
-        network.requires_grad_(False)
+        require_gradients(network, False)
         update_running_means(setup, {name: self.world.mean(value) for name, value in means.items()})
         training = self.profile.training
         config = training.generator_optimizer if phase.network == "G" else training.discriminator_optimizer
