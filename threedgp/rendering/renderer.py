@@ -258,7 +258,7 @@ def _march_options(options: RenderOptions) -> MarchOptions:
 
 def _query(field: Field, rays: _Rays, t: Tensor, noise: Tensor | None, options: RenderOptions):
     batch, count, steps = t.shape
-    points = rays.origins[:, :, None] + t[..., None] * rays.directions[:, :, None]  # [B, R, N, 3]
+    points = torch.addcmul(rays.origins[:, :, None], t[..., None], rays.directions[:, :, None])  # [B, R, N, 3]
     rgb, sigma = field(points.reshape(batch, count * steps, 3))
     # Compositing keeps the rays' precision, whatever the field computes in.
     rgb, sigma = rgb.reshape(batch, count, steps, -1).to(t.dtype), sigma.reshape(batch, count, steps).to(t.dtype)

@@ -6,6 +6,7 @@ ratios of such neighbours mean much.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections import Counter
@@ -248,7 +249,7 @@ class Workload:
             torch.cuda.reset_peak_memory_stats()
             self._main_phases()
             return torch.cuda.max_memory_allocated()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with _profiler([torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
             self._main_phases()
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
         current = peak = 0
@@ -264,7 +265,7 @@ class Workload:
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities) as profiler:
+        with _profiler(activities) as profiler:
             self._main_phases()
         seconds: Counter[str] = Counter()
         for event in profiler.key_averages():
@@ -287,6 +288,20 @@ class Workload:
             flops += count * call.flops
             peak = max(peak, call.flops / one)
         return Limit(seconds, flops, peak)
+
+
+@contextmanager
+def _profiler(activities: list, **options: Any) -> Iterator[torch.profiler.profile]:
+    """PyTorch's profiler without the notes that its own code writes to the error stream when it starts and stops."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        with torch.profiler.profile(activities=activities, **options) as profiler:
+            yield profiler
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class Call(NamedTuple):
