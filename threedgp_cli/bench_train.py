@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +16,9 @@ def bench_train(
     overrides: SetOption = None,
     rounds: RoundsOption = 10,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; `train --procs` gives each process its share.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Time training iterations: plain PyTorch, and the fast paths in float32 and bfloat16.
@@ -31,8 +33,6 @@ def bench_train(
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device must be cpu or cuda, not {device}.")
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler behind the table of parts is chatty
-
     import torch
 
     from threedgp.ops import native
@@ -44,6 +44,8 @@ def bench_train(
     if device == "cpu":
         keep_memory()
         native.available()
+    if threads is not None:
+        torch.set_num_threads(threads)
     bench = measure(resolved, device=device, rounds=rounds, progress=progress())
     if json_output:
         print_json(_as_dict(bench, device))
@@ -74,9 +76,12 @@ def bench_train(
 
 
 def _as_dict(bench: Any, device: str) -> dict[str, Any]:
+    import torch
+
     return {
         "profile": bench.profile.name,
         "device": device,
+        "threads": torch.get_num_threads(),
         "batch_size": bench.profile.training.batch_size,
         "paths": [
             {

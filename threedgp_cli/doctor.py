@@ -70,8 +70,11 @@ def _versions() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
+    from threedgp.ops import native
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = [Finding("cpu", GOOD, f"{cores} cores, {torch.get_num_threads()} threads used, {_memory()}")]
+    low = "computes bfloat16" if native.CPU_COMPUTES_BFLOAT16 else "no bfloat16, so float32 is used in its place"
+    found = [Finding("cpu", GOOD, f"{cores} cores, {torch.get_num_threads()} threads used, {_memory()}, {low}")]
     if not torch.cuda.is_available():
         return [*found, Finding("gpu", WARN, "none: training runs on the CPU.", "Profiles: demo64, tiny-cpu.")]
     for number in range(torch.cuda.device_count()):

@@ -19,6 +19,7 @@ from threedgp.models.layers import (
     normalize_2nd_moment,
     normalize_camera_angles,
 )
+from threedgp.ops import native
 from threedgp.ops.activation import ACTIVATIONS
 
 ACTS = list(ACTIVATIONS)
@@ -129,7 +130,7 @@ def test_camera_angles_become_signed_turns():
     assert relative_error(normalize_camera_angles(angles), [[0.5, -0.25], [0.5, -0.25]]) < 1e-6
 
 
-def test_widths_and_precision_by_resolution():
+def test_widths_and_precision_by_resolution(monkeypatch):
     assert [channels_at(r, 32768, 512) for r in (4, 64, 128, 512)] == [512, 512, 256, 64]
     assert channels_at(256, 32768, 512, 0.5) == 64
     with pytest.raises(ConfigError, match=r"no channels at resolution 256.*at least 512"):
@@ -138,5 +139,9 @@ def test_widths_and_precision_by_resolution():
     assert low_precision_from(32, 4) == 8
     weight = torch.zeros(1)
     assert compute_dtype(weight, torch.float16) == torch.float32
+    monkeypatch.setattr(native, "CPU_COMPUTES_BFLOAT16", True)
     assert compute_dtype(weight, torch.bfloat16) == torch.bfloat16
+    monkeypatch.setattr(native, "CPU_COMPUTES_BFLOAT16", False)
+    assert compute_dtype(weight, torch.bfloat16) == torch.float32
+    assert compute_dtype(weight.to("meta"), torch.bfloat16) == torch.bfloat16
     assert compute_dtype(weight.double(), None) == torch.float64

@@ -11,6 +11,7 @@ from tests.training.small import tiny_profile
 from tests.training.tiny_runs import OVERRIDES, make_run, make_workspace
 from threedgp.config.profile import load_profile
 from threedgp.errors import CheckpointError, ConfigError, DataError, UsageError
+from threedgp.ops import native
 from threedgp.runs.checkpoint import save_checkpoint
 from threedgp.runs.run import Run
 from threedgp.training.distributed import World
@@ -51,6 +52,15 @@ def test_a_plan_says_what_will_happen_and_writes_nothing(workspace, profile):
     assert rows["memory"].startswith("about ")
     assert json.loads(json.dumps(plan.as_dict()))["micro_batch"] == 4
     assert not workspace.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("exists", "text"), [(True, "1 CPU process, bf16"), (False, "fp32 because this processor has no")]
+)
+def test_a_plan_says_what_the_processor_computes_in(workspace, monkeypatch, exists, text):
+    monkeypatch.setattr(native, "CPU_COMPUTES_BFLOAT16", exists)
+    plan = plan_run(workspace, tiny_profile(*OVERRIDES, "precision=bf16"), LaunchOptions(1))
+    assert text in dict(plan.rows())["processes"]
 
 
 def test_a_plan_of_an_existing_run_says_where_it_goes_on(workspace):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from threedgp.errors import ConfigError
+from threedgp.ops import native
 from threedgp.ops.activation import ACTIVATIONS, bias_act
 from threedgp.ops.fir import DEFAULT_TAPS, conv2d_resample, setup_filter
 from threedgp.ops.modulated_conv import scale_channels
@@ -38,8 +39,13 @@ def low_precision_from(resolution: int, num_resolutions: int) -> int:
 
 
 def compute_dtype(weight: torch.Tensor, low_precision: torch.dtype | None) -> torch.dtype:
-    """The type a block computes in: its low precision, or the weights' own. float16 exists on GPUs only."""
-    if low_precision is None or (low_precision == torch.float16 and not weight.is_cuda):
+    """The type a block computes in: its low precision where the device is made for it, or the weights' own.
+
+    On CPUs there is no float16, and bfloat16 only where the processor has instructions for it.
+    """
+    if low_precision is None:
+        return weight.dtype
+    if weight.device.type == "cpu" and not (low_precision == torch.bfloat16 and native.CPU_COMPUTES_BFLOAT16):
         return weight.dtype
     return low_precision
 

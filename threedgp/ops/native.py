@@ -121,6 +121,10 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
+CPU_COMPUTES_BFLOAT16 = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_processor().split())
+"""Whether this processor has instructions for bfloat16, which is up to ten times slower than float32 without them."""
+
+
 def _locked(path: Path):
     """A lock between processes that a killed one cannot leave behind."""
     from contextlib import contextmanager

@@ -133,7 +133,8 @@ def variants(device: torch.device) -> list[Variant]:
             Variant("bf16", "bf16"),
             Variant("bf16 compiled", "bf16", compiled=True),
         ]
-    return [Variant("plain fp32", "fp32", plain=True), Variant("fast fp32", "fp32"), Variant("fast bf16", "bf16")]
+    found = [Variant("plain fp32", "fp32", plain=True), Variant("fast fp32", "fp32")]
+    return [*found, Variant("fast bf16", "bf16")] if native.CPU_COMPUTES_BFLOAT16 else found
 
 
 def bench_train(

@@ -17,6 +17,7 @@ from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import CheckpointError, ConfigError, UsageError
+from threedgp.ops import native
 from threedgp.rendering.frustum import check_viewing_frustum
 from threedgp.runs.catalog import NewerCheckpointError, checkpoint_nimg, read_manifest
 from threedgp.runs.checkpoint import check_profile
@@ -63,7 +64,7 @@ class Plan:
             ("loss", ", ".join(losses)),
             ("length", self._length_text()),
             ("schedule", self._schedule_text()),
-            ("processes", f"{self._processes_text()}, {profile.precision}"),
+            ("processes", f"{self._processes_text()}, {self._precision_text()}"),
             ("batch", f"{training.batch_size} = {self.options.world_size} x {self.per_process}{micro}"),
             (
                 "memory",
@@ -94,6 +95,11 @@ class Plan:
     def _patch_text(self) -> str:
         patch = self.profile.training.patch
         return f" in patches of {patch.resolution}x{patch.resolution}" if patch.enabled else ""
+
+    def _precision_text(self) -> str:
+        if self.profile.precision == "bf16" and self.options.device == "cpu" and not native.CPU_COMPUTES_BFLOAT16:
+            return "fp32 because this processor has no bf16"
+        return self.profile.precision
 
     def _length_text(self) -> str:
         training = self.profile.training
