@@ -25,7 +25,7 @@ def inputs(batch: int, channels: int, outputs: int, height: int, width: int, dty
 def require_winograd(x: Tensor, weight: Tensor) -> None:
     library = native.library(x, weight)
     if library is None or not library.conv3x3_fits(x, weight):
-        pytest.skip("this machine has no compiler or no AVX-512, so convolutions take the direct way")
+        pytest.skip("no compiler, or no vector instructions worth it: convolutions take the direct way")
 
 
 def derivatives(x: Tensor, weight: Tensor, grad: Tensor, function) -> list[Tensor]:

@@ -165,7 +165,7 @@ Tensor fir(const Tensor& x_in, const Tensor& taps_x_in, const Tensor& taps_y_in,
 k::Winograd winograd_of(const Tensor& x, int64_t out) { return {x.size(2), x.size(3), x.size(1), out}; }
 
 bool winograd_fits(const Tensor& x, const Tensor& weight) {
-  const auto whole = [](int64_t channels) { return channels > 0 && channels % k::WINOGRAD_LANES == 0; };
+  const auto whole = [](int64_t channels) { return channels > 0 && channels % k::WINOGRAD_CHANNELS == 0; };
   return k::winograd_exists() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && x.dim() == 4 &&
          weight.size(2) == 3 && weight.size(3) == 3 && whole(x.size(1)) && whole(weight.size(0)) &&
          x.size(2) % 2 == 0 && x.size(3) % 2 == 0 && x.size(1) * weight.size(0) <= k::WINOGRAD_MOST &&

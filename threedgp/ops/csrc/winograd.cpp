@@ -7,13 +7,25 @@
 
 namespace threedgp {
 
-#ifdef __AVX512F__
+// As many vectors of sums as there are registers for: 6 rows of `MOST_PARTS`.
+#if defined(__AVX512F__)
+#define WINOGRAD_VECTOR 64
+#define WINOGRAD_PARTS 4
+#elif defined(__AVX2__) && defined(__FMA__)
+#define WINOGRAD_VECTOR 32
+#define WINOGRAD_PARTS 2
+#elif defined(__aarch64__)
+#define WINOGRAD_VECTOR 16
+#define WINOGRAD_PARTS 4
+#endif
+
+#ifdef WINOGRAD_VECTOR
 
 namespace {
 
-typedef float Vector __attribute__((vector_size(64)));
-constexpr int64_t LANES = WINOGRAD_LANES, PLACES = 16, ROWS = 6, MOST_PARTS = 4;
-static_assert(WINOGRAD_BLOCK % ROWS == 0 && LANES * sizeof(float) == sizeof(Vector));
+typedef float Vector __attribute__((vector_size(WINOGRAD_VECTOR)));
+constexpr int64_t LANES = sizeof(Vector) / sizeof(float), PLACES = 16, ROWS = 6, MOST_PARTS = WINOGRAD_PARTS;
+static_assert(WINOGRAD_BLOCK % ROWS == 0 && WINOGRAD_CHANNELS % LANES == 0);
 
 inline Vector load_vector(const float* from) {
   Vector value;
