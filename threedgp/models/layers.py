@@ -89,16 +89,13 @@ class FullyConnected(nn.Module):
         self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier)) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = self.bias
-        if bias is not None and self.bias_gain != 1.0:
-            bias = bias * self.bias_gain
-        weight = self.weight
-        if x.numel() < weight.numel():
-            x = x * self.weight_gain  # the same product; a batch of rows is often smaller than the matrix
+        rows, weight = x.reshape(-1, x.shape[-1]), self.weight.to(x.dtype).t()
+        if self.bias is None:
+            rows = (rows * self.weight_gain) @ weight
         else:
-            weight = weight * self.weight_gain
-        x = nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        return bias_act(x, act=self.activation, dim=-1)
+            bias = self.bias.to(x.dtype)
+            rows = torch.addmm(bias, rows, weight, beta=self.bias_gain, alpha=self.weight_gain)
+        return bias_act(rows.view(*x.shape[:-1], -1), act=self.activation, dim=-1)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, {self.activation}, λ={self.bias_gain:g}"

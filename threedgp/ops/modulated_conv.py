@@ -99,6 +99,9 @@ def _modulated(x, weight, styles, up, padding, resample_filter, demodulate, flip
 
 
 def _demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    library = native.library(weight, styles)
+    if library is not None:
+        return library.demodulation(weight, styles)
     energy = styles.square() @ weight.square().sum(dim=[2, 3]).t()  # [B, O]
     return (energy + 1e-8).rsqrt()
 

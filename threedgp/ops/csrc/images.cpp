@@ -359,6 +359,31 @@ Tensor resample(const Tensor& x, const Tensor& taps_x, const Tensor& taps_y, at:
   return Resample::apply(x, taps_x, taps_y, up.vec(), down.vec(), pad.vec(), size.vec());
 }
 
+// (sum_i sum_taps (weight[o, i] * styles[b, i])^2 + 1e-8)^(-1/2): [B, O]
+struct Demodulation : Function<Demodulation> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& styles) {
+    const Tensor energies = weight.square().sum(at::IntArrayRef({2, 3}));  // [O, I]
+    const Tensor scale = styles.square().mm(energies.t()).add_(1e-8).rsqrt_();
+    ctx->save_for_backward({weight, styles, energies, scale});
+    return scale;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &weight = saved[0], &styles = saved[1], &scale = saved[3];
+    // Whoever differentiates again needs the way from the weights to their energies.
+    const Tensor energies = twice() ? weight.square().sum(at::IntArrayRef({2, 3})) : saved[2];
+    const Tensor grad = grads[0].mul(scale.pow(3));  // by the energy of a sample's channel, times -2
+    Tensor grad_weight, grad_styles;
+    if (ctx->needs_input_grad(0))
+      grad_weight = weight.mul(grad.t().mm(styles.square()).neg().unsqueeze(-1).unsqueeze(-1));
+    if (ctx->needs_input_grad(1)) grad_styles = styles.mul(grad.mm(energies).neg());
+    return {grad_weight, grad_styles};
+  }
+};
+
+Tensor demodulation(const Tensor& weight, const Tensor& styles) { return Demodulation::apply(weight, styles); }
+
 struct Convolution : Function<Convolution> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight) {
     ctx->save_for_backward({x, weight});
@@ -391,6 +416,7 @@ TORCH_LIBRARY_FRAGMENT(threedgp, library) {
   library.def(
       "resample(Tensor x, Tensor taps_x, Tensor taps_y, int[2] up, int[2] down, int[2] pad, int[2] size) -> Tensor",
       &resample);
+  library.def("demodulation(Tensor weight, Tensor styles) -> Tensor", &demodulation);
   library.def("conv3x3(Tensor x, Tensor weight) -> Tensor", &conv3x3);
   library.def("conv3x3_fits(Tensor x, Tensor weight) -> bool", &winograd_fits);
 }
