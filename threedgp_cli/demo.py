@@ -75,6 +75,7 @@ def demo(
 
     from threedgp.config.profile import load_profile
     from threedgp.config.workspace import ENVIRONMENT_VARIABLE, Workspace
+    from threedgp.ops import native
     from threedgp.runs.run import Run
     from threedgp.training.plan import cpu_processes
 
@@ -85,6 +86,8 @@ def demo(
     os.environ[ENVIRONMENT_VARIABLE] = str(out.resolve())
     place = Workspace(out)
     step = Steps(_root_app())
+    if not torch.cuda.is_available():
+        native.available()  # compiled before the time for training is worked out
 
     step("data", "demo", "-n", str(images), "-s", str(max(64, profile.data.resolution)))
     step("data", "select", "--extractor", EXTRACTOR, "--keep-ratio", "0.9")

@@ -141,7 +141,7 @@ def _locked(path: Path):
 
 
 def _compile(compiler: str, sources: list[Path], target: Path) -> None:
-    log.info("Compiling native operations, once on this machine")
+    log.warning("Compiling fast operations for this processor, which takes a moment the first time")
     flags = list(FLAGS)
     if platform.system() == "Linux":
         flags.append("-fopenmp")  # PyTorch's own OpenMP library is found at load time; linking a second one is not good
