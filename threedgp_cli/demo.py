@@ -21,7 +21,7 @@ QUICK_PROFILE, LONG_PROFILE = "demo32", "demo64"
 LONG_MINUTES = 30.0  # from here on it trains at 64x64
 RUN = "demo"
 SCORED = 512  # generated images of the Frechet distance, as many as while training
-AROUND_TRAINING = 100.0  # seconds on two cores for the scores before and after training, pictures and the report
+AFTER_TRAINING = 75.0  # seconds on two cores for the last scores, pictures and the report
 SHORTEST_TRAINING = 20.0  # seconds
 
 ADVICE = """\
@@ -96,7 +96,7 @@ def demo(
     if profile.loss.distillation.weight > 0:
         step("data", "embed", "--model", profile.data.embedder)
     step("data", "check")
-    left = max(60 * minutes - step.seconds - AROUND_TRAINING, SHORTEST_TRAINING) / 60
+    left = max(60 * minutes - step.seconds - AFTER_TRAINING, SHORTEST_TRAINING) / 60
     machine = () if torch.cuda.is_available() else ("--procs", str(cpu_processes(profile)))
     if (out / "runs" / RUN / "config.yaml").is_file():
         step("resume", RUN, *machine)

@@ -171,6 +171,20 @@ def test_a_time_limit_ends_the_run_as_finished(workspace):
     assert trainer.run.checkpoints()
 
 
+def test_samples_and_scores_count_towards_the_time_limit(workspace, monkeypatch):
+    trainer = make_trainer(workspace, "watched", "training.max_minutes=60", log=True)
+    clock = [0.0]
+    monkeypatch.setattr("threedgp.training.trainer.time.perf_counter", lambda: clock[0])
+
+    def draw_for_an_hour(*_):
+        clock[0] += 3601.0
+
+    monkeypatch.setattr(trainer.observer, "draw", draw_for_an_hour)
+    result = trainer.train()
+    assert result.finished
+    assert result.nimg == trainer.profile.training.batch_size
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

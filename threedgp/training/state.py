@@ -30,7 +30,7 @@ class Counters:
         tick_nimg: nimg at the end of the last tick.
         position: items of the data order consumed since `stream` began.
         stream: number of the random stream; a rollback takes a new one.
-        elapsed: seconds spent training.
+        elapsed: seconds spent training, with scores and samples on the way.
     """
 
     nimg: int = 0

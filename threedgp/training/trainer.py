@@ -111,16 +111,16 @@ class Trainer:
 
     def train(self) -> TrainingResult:
         """Train until the profile's number of images, or until asked to stop."""
+        counted = time.perf_counter()  # up to here the time is in `counters.elapsed`
         if self.state.counters.nimg == 0:
             self.observer.draw(self.state.G_ema, 0)
             if self.profile.training.metrics:
                 self.observer.evaluate(self.state.G_ema, 0)
         self._begin_stretch()
         while not self._finished():
-            began = time.perf_counter()
             self.iteration(next(self._batches))
-            counters = self.state.counters
-            counters.elapsed += time.perf_counter() - began
+            counters, now = self.state.counters, time.perf_counter()
+            counters.elapsed, counted = counters.elapsed + now - counted, now
             self.progress.advance(self.profile.training.batch_size)
             finished = self._finished()
             stop = self.world.any(self.should_stop())
