@@ -408,7 +408,9 @@ class TrainingConfig(Section):
     batch_gpu: int | None = Field(None, ge=1, description="micro-batch; null: batch size / processes")
     test_batch_gpu: int = Field(4, ge=1, description="batch of samples, videos and metrics")
     kimg: float = Field(25000.0, gt=0, description="length of the run in thousands of real images")
-    max_minutes: float | None = Field(None, gt=0, description="also end after so many minutes, scores and samples included")
+    max_minutes: float | None = Field(
+        None, gt=0, description="also end after so many minutes, scores and samples on the way included"
+    )
     tick_kimg: float = Field(4.0, gt=0)
     snapshot_ticks: int = Field(100, ge=1)
     image_ticks: int = Field(100, ge=1)
