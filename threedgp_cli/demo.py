@@ -21,7 +21,7 @@ QUICK_PROFILE, LONG_PROFILE = "demo32", "demo64"
 LONG_MINUTES = 30.0  # from here on it trains at 64x64
 RUN = "demo"
 SCORED = 512  # generated images of the Frechet distance, as many as while training
-AFTER_TRAINING = 75.0  # seconds on two cores for the last scores, pictures and the report
+AFTER_TRAINING = 60.0  # seconds on two cores for the last scores, pictures and the report
 SHORTEST_TRAINING = 20.0  # seconds
 
 ADVICE = """\
