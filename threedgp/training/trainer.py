@@ -126,6 +126,7 @@ class Trainer:
             stop = self.world.any(self.should_stop())
             if finished or counters.nimg - counters.tick_nimg >= 1000 * self.profile.training.tick_kimg:
                 self._end_tick(finished)
+                self._tick_began, self._tick_nimg = time.perf_counter(), self.state.counters.nimg
             if stop and not self._finished():
                 self.save()
                 break
@@ -281,7 +282,6 @@ class Trainer:
         if self.profile.training.max_minutes is not None:
             shown.append(f"{max(self.profile.training.max_minutes - counters.elapsed / 60, 0):.1f} min left")
         self.progress.status("  ".join(shown))
-        self._tick_began, self._tick_nimg = time.perf_counter(), counters.nimg
         return moments
 
     def save(self) -> None:
