@@ -186,7 +186,7 @@ class SynthesisBlock(nn.Module):
             img = upsample2d(img, self.resample_filter)
         if self.torgb is not None:
             rgb = self.torgb(x, next(styles)).to(self.torgb.weight.dtype)
-            img = rgb if img is None else img + rgb
+            img = rgb if img is None else img.add_(rgb)  # the upsampling above made `img` for this block alone
         return x, img
 
 

@@ -31,6 +31,11 @@ def average_gradients(module: nn.Module, world: World, clip: float | None = None
     if not gradients:
         zero = torch.zeros((), device=world.device)
         return GradientReport(zero, zero)
+    if world.size == 1 and clip is None and not gradients[0].is_cuda:
+        # Nothing to average, and most likely nothing to clean: the norm is enough.
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if torch.isfinite(norm):
+            return GradientReport(norm, torch.zeros_like(norm))
     flat = torch.cat([gradient.flatten() for gradient in gradients])  # [elements]
     world.mean(flat)
     norm = torch.linalg.vector_norm(flat)
@@ -40,8 +45,6 @@ def average_gradients(module: nn.Module, world: World, clip: float | None = None
         nonfinite = (~torch.isfinite(flat)).sum()
         torch.nan_to_num(flat, nan=0.0, posinf=HUGE_GRADIENT, neginf=-HUGE_GRADIENT, out=flat)
         norm = torch.linalg.vector_norm(flat)
-    elif clip is None and world.size == 1:
-        return GradientReport(norm, nonfinite)
     if clip is not None:
         flat.mul_((clip / (norm + 1e-6)).clamp(max=1.0))
     pieces = flat.split([gradient.numel() for gradient in gradients])
