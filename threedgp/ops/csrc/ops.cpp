@@ -34,19 +34,28 @@ Tensor triplane(const Tensor& planes_in, const Tensor& points_in) {
   return out;
 }
 
+// Adds what points [B, M, 3] give to grad_planes. One thread owns a plane of a sample: no two ever write to the same
+// place. Few samples leave too few planes to share out evenly, so half of their points go into planes of their own.
 void spread_on_planes(const Tensor& planes, const Tensor& points, const Tensor& grad, Tensor& grad_planes) {
-  // One thread owns a plane of a sample: no two ever write to the same place.
   const int64_t batch = planes.size(0), count = points.size(1), features = planes.size(4);
   const int64_t one = planes.numel() / std::max<int64_t>(batch, 1);
-  at::parallel_for(0, batch * 3, count * features * 4 < WORK_PER_THREAD ? 3 : 1, [&](int64_t begin, int64_t end) {
+  const bool halve = batch <= 2 && count > POINTS;  // not by the number of threads, on which no result may depend
+  Tensor second = halve ? at::zeros_like(grad_planes) : Tensor();
+  float* targets[2] = {grad_planes.mutable_data_ptr<float>(), halve ? second.mutable_data_ptr<float>() : nullptr};
+  const int64_t parts = halve ? 2 : 1, part_size = (count + parts - 1) / parts;
+  at::parallel_for(0, batch * parts * 3, part_size * features * 4 < WORK_PER_THREAD ? 3 : 1,
+                   [&](int64_t begin, int64_t end) {
     while (begin < end) {
-      const int64_t b = begin / 3, first = begin % 3, last = std::min<int64_t>(3, first + end - begin);
-      k::triplane_backward(planes_of(planes, b), points.const_data_ptr<float>() + b * count * 3,
-                           grad.const_data_ptr<float>() + b * count * features, count,
-                           grad_planes.mutable_data_ptr<float>() + b * one, first, last, nullptr);
+      const int64_t b = begin / 3 / parts, part = begin / 3 % parts;
+      const int64_t first = begin % 3, last = std::min<int64_t>(3, first + end - begin);
+      const int64_t from = b * count + part * part_size, size = std::min(part_size, count - part * part_size);
+      k::triplane_backward(planes_of(planes, b), points.const_data_ptr<float>() + from * 3,
+                           grad.const_data_ptr<float>() + from * features, size, targets[part] + b * one, first, last,
+                           nullptr);
       begin += last - first;
     }
   });
+  if (halve) grad_planes.add_(second);
 }
 
 std::tuple<Tensor, Tensor> triplane_backward(const Tensor& grad_in, const Tensor& planes_in, const Tensor& points_in,
