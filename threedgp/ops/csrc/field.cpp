@@ -129,21 +129,24 @@ inline void each_part(int64_t features, Function function) {
 // Mean over the planes of the interpolated features: out [count, features].
 template <int64_t F>
 void gather(const Planes& planes, const Places& places, int64_t count, float* out) {
-  for (int64_t p = 0; p < count; ++p) {
-    float* target = out + p * planes.features;
-    each_part<F>(planes.features, [&](auto vector, int64_t f) {
-      using V = decltype(vector);
+  // All parts of a neighbour together, so that its weight is fetched once.
+  using V = Vector<F == 0 ? 1 : lanes_for(F)>;
+  constexpr int64_t LANES = F == 0 ? 1 : lanes_for(F), PARTS = F == 0 ? 1 : F / LANES, WIDTH = LANES * PARTS;
+  for (int64_t p = 0; p < count; ++p)
+    for (int64_t f = 0; f < planes.features; f += WIDTH) {
       const float* base = planes.data + f;
-      auto even = places.weight[0][p] * V::load(base + places.offset[0][p]);
-      auto odd = places.weight[1][p] * V::load(base + places.offset[1][p]);
+      typename V::type even[PARTS] = {}, odd[PARTS] = {};
 #pragma GCC unroll 6
-      for (int i = 2; i < 12; i += 2) {
-        even += places.weight[i][p] * V::load(base + places.offset[i][p]);
-        odd += places.weight[i + 1][p] * V::load(base + places.offset[i + 1][p]);
-      }
-      V::store(target + f, even + odd);
-    });
-  }
+      for (int i = 0; i < 12; i += 2)
+#pragma GCC unroll 4
+        for (int64_t part = 0; part < PARTS; ++part) {
+          even[part] += places.weight[i][p] * V::load(base + places.offset[i][p] + part * LANES);
+          odd[part] += places.weight[i + 1][p] * V::load(base + places.offset[i + 1][p] + part * LANES);
+        }
+#pragma GCC unroll 4
+      for (int64_t part = 0; part < PARTS; ++part)
+        V::store(out + p * planes.features + f + part * LANES, even[part] + odd[part]);
+    }
 }
 
 // The transpose of `gather` for the planes in [first, last).
