@@ -18,20 +18,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
-SMALL_GOLDENS = Path(__file__).resolve().parent / "goldens"
+GOLDENS = Path(__file__).resolve().parent / "goldens"
 
 
 @pytest.fixture
 def golden():
-    """Load a file of reference inputs and outputs as a dict of arrays; skip where the collection is absent."""
+    """Load a file of reference inputs and outputs, `tests/goldens/<name>.npz`, as a dict of arrays."""
 
     def load(name: str) -> dict[str, np.ndarray]:
-        for folder in (SMALL_GOLDENS, GOLDENS):
-            path = folder / f"{name}.npz"
-            if path.exists():
-                with np.load(path) as file:
-                    return {key: file[key] for key in file.files}
-        pytest.skip(f"reference vectors {name}.npz are not here (expected beside the repository in shared/goldens)")
+        with np.load(GOLDENS / f"{name}.npz") as file:
+            return {key: file[key] for key in file.files}
 
     return load

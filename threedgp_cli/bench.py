@@ -22,7 +22,7 @@ def data(
     json_output: JsonOption = False,
 ) -> None:
     """Images a second of every data stage, on photos made for it, beside a plain Pillow script."""
-    from threedgp.data.bench import bench_data
+    from threedgp.benchmarks.bench_data import bench_data
 
     workers = tuple(jobs or (1, 2))
     timings = list(

@@ -15,7 +15,7 @@ def bench_eval(
     json_output: JsonOption = False,
 ) -> None:
     """Time the metrics; the Frechet distance beside scipy's matrix square root."""
-    from threedgp.metrics.bench import bench_metrics
+    from threedgp.benchmarks.bench_metrics import bench_metrics
 
     timings = list(bench_metrics(dims=dims, repeats=repeats, progress=progress()))
     if json_output:

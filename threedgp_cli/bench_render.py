@@ -25,10 +25,10 @@ def bench_render(
     json_output: JsonOption = False,
 ) -> None:
     """Time a video of a model: pictures a second, and the share of time inside the networks."""
+    from threedgp.benchmarks.bench_render import bench_render as measure
     from threedgp.config.profile import load_profile
     from threedgp.config.workspace import Workspace
     from threedgp.errors import UsageError
-    from threedgp.inference.bench import bench_render as measure
     from threedgp.inference.model import TrainedModel, choose_device
     from threedgp.inference.settings import complete_settings
 

@@ -35,9 +35,9 @@ def bench_train(
 
     import torch
 
+    from threedgp.benchmarks.bench_train import bench_train as measure
     from threedgp.ops import native
     from threedgp.ops.allocator import keep_memory
-    from threedgp.training.bench import bench_train as measure
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda needs a GPU, and PyTorch finds none here.")
@@ -104,10 +104,10 @@ def _as_dict(bench: Any, device: str) -> dict[str, Any]:
 
 def bench_ops(rounds: RoundsOption = 7, json_output: JsonOption = False) -> None:
     """Time the fused CPU operations beside their plain PyTorch forms."""
+    from threedgp.benchmarks.bench_ops import bench_ops as measure
     from threedgp.errors import UsageError
     from threedgp.ops import native
     from threedgp.ops.allocator import keep_memory
-    from threedgp.training.bench_ops import bench_ops as measure
 
     keep_memory()
     if not native.available():

@@ -28,11 +28,11 @@ def classes(
 
     from threedgp.config.workspace import Workspace
     from threedgp.data.dataset import open_training_set
+    from threedgp.launch.here import training_data
     from threedgp.metrics.class_scores import score_classes
     from threedgp.metrics.samples import Sampler
     from threedgp.pretrained.embedder import build_extractor
     from threedgp.runs.run import find_checkpoint, load_generator
-    from threedgp.training.launch import training_data
 
     place = Workspace.find(workspace)
     listener = progress()

@@ -409,7 +409,7 @@ def demo(
 ) -> None:
     """Render a small set of solid objects with depth, so that everything can be tried offline (-> data/demo)."""
     from threedgp.config.workspace import Workspace
-    from threedgp.data.demo_scenes import write_demo_set
+    from threedgp.demo_world.scenes import write_demo_set
 
     root = output or Workspace.find(workspace).data / "demo"
     made = write_demo_set(root, count, size, seed, exact_depth, jobs, progress())

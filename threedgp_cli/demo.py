@@ -75,9 +75,9 @@ def demo(
 
     from threedgp.config.profile import load_profile
     from threedgp.config.workspace import ENVIRONMENT_VARIABLE, Workspace
+    from threedgp.launch.plan import cpu_processes
     from threedgp.ops import native
     from threedgp.runs.run import Run
-    from threedgp.training.plan import cpu_processes
 
     settings = [text for override in overrides or [] for text in ("--set", override)]
     name = LONG_PROFILE if minutes >= LONG_MINUTES else QUICK_PROFILE

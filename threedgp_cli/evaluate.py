@@ -343,7 +343,7 @@ def _score(
 def _training_set(place: Any, run: Any) -> tuple[Path | None, str]:
     """The run's training set, or None and the reason why it is not here."""
     from threedgp.errors import ThreeDGPError
-    from threedgp.training.launch import training_data
+    from threedgp.launch.here import training_data
 
     try:
         path = training_data(place, run.profile, run)
@@ -356,8 +356,8 @@ def _training_set(place: Any, run: Any) -> tuple[Path | None, str]:
 def _world(options: Options):
     """This process's place; starts the others first if several are asked for."""
     from threedgp.errors import ThreeDGPError
-    from threedgp.training.distributed import join_world
-    from threedgp.training.plan import choose_launch
+    from threedgp.launch.plan import choose_launch
+    from threedgp.processes import join_world
 
     launch = choose_launch(gpus=options.gpus, procs=options.procs)
     if launch.processes > 1 and not is_worker():

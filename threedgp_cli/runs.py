@@ -126,7 +126,7 @@ def import_weights(
     Nothing inside the file is executed: a pickle that asks for more than tensors and settings is refused.
     """
     from threedgp.config.workspace import Workspace
-    from threedgp.runs.legacy import import_snapshot
+    from threedgp.legacy.importing import import_snapshot
 
     imported = import_snapshot(
         snapshot,

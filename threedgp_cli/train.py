@@ -125,7 +125,7 @@ def train(
     from threedgp.config.profile import load_profile
     from threedgp.config.workspace import Workspace
     from threedgp.errors import UsageError
-    from threedgp.training.plan import choose_launch, open_run, plan_run
+    from threedgp.launch.plan import choose_launch, open_run, plan_run
 
     place = Workspace.find(workspace)
     settings = list(overrides or []) + ([f"data.dataset={dataset}"] if dataset else [])
@@ -171,9 +171,9 @@ def resume(
     """
     cluster = _cluster(slurm, partition, account, time, chain, mem, cpus, sbatch)
     from threedgp.config.workspace import Workspace
+    from threedgp.launch.here import require_free
+    from threedgp.launch.plan import change_profile, choose_launch, keep_profile, outcome, plan_run
     from threedgp.runs.run import Run
-    from threedgp.training.launch import require_free
-    from threedgp.training.plan import change_profile, choose_launch, keep_profile, outcome, plan_run
 
     place = Workspace.find(workspace)
     chosen = Run.open(place, run) if run else Run.newest(place)
@@ -201,15 +201,15 @@ def _require_services(wandb: str | None, cluster: Any) -> None:
 
         require_wandb()
     if cluster is not None:
-        from threedgp.training.slurm import require_slurm
+        from threedgp.launch.slurm import require_slurm
 
         require_slurm()
 
 
 def _start(run: Any, plan: Any, cluster: Any, json_output: bool) -> None:
     """Show the plan, train or submit, and say how it ended."""
-    from threedgp.training.launch import require_free
-    from threedgp.training.provenance import record_start
+    from threedgp.launch.here import require_free
+    from threedgp.launch.provenance import record_start
 
     if plan.options.nodes == 1:
         require_free(run)
@@ -226,9 +226,9 @@ def _start(run: Any, plan: Any, cluster: Any, json_output: bool) -> None:
 
 def _train(run: Any, options: Any) -> int | None:
     """Train until the end or until asked to stop; returns the signal that asked, if one did."""
+    from threedgp.launch.here import StopRequest, stop_on_signals, train_here
+    from threedgp.launch.torchrun import run_workers
     from threedgp.runs.run import STOP_FILE
-    from threedgp.training.launch import StopRequest, stop_on_signals, train_here
-    from threedgp.training.workers import run_workers
 
     def announce() -> None:
         if stderr.is_terminal and options.world_size > 1:  # below the line that another process draws
@@ -251,7 +251,7 @@ def _train(run: Any, options: Any) -> int | None:
 
 
 def _submit(run: Any, launch: Any, cluster: Any, json_output: bool) -> None:
-    from threedgp.training.slurm import FOLDER, submit
+    from threedgp.launch.slurm import FOLDER, submit
 
     jobs = submit(run, launch, cluster)
     logs = run.folder / FOLDER
@@ -265,7 +265,7 @@ def _submit(run: Any, launch: Any, cluster: Any, json_output: bool) -> None:
 def _dry_run(plan: Any, cluster: Any, json_output: bool) -> None:
     script = None
     if cluster is not None:
-        from threedgp.training.slurm import sbatch_script
+        from threedgp.launch.slurm import sbatch_script
 
         script = sbatch_script(plan.folder, plan.folder.name, plan.options, cluster)
     if json_output:
@@ -287,7 +287,7 @@ def _show_plan(plan: Any, json_output: bool) -> None:
 
 
 def _finish(run: Any, json_output: bool, profile: Any = None, more: str = "") -> None:
-    from threedgp.training.plan import outcome
+    from threedgp.launch.plan import outcome
 
     result = outcome(run, profile)
     if json_output:
@@ -318,7 +318,7 @@ def _cluster(
         if unused:
             raise UsageError(f"{', '.join(unused)}: only with --slurm.")
         return None
-    from threedgp.training.slurm import SlurmOptions, parse_memory, parse_time, require_submitit
+    from threedgp.launch.slurm import SlurmOptions, parse_memory, parse_time, require_submitit
 
     require_submitit()
     extra = {}

@@ -16,10 +16,10 @@ def main(folder: str, options: str = "{}") -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_this_machine)))
 
     from threedgp.errors import ThreeDGPError
+    from threedgp.launch.here import LaunchOptions, StopRequest, stop_on_signals, train_here
+    from threedgp.launch.torchrun import end_with_parent, report_failure
     from threedgp.progress import NULL_PROGRESS
     from threedgp.runs.run import STOP_FILE, Run
-    from threedgp.training.launch import LaunchOptions, StopRequest, stop_on_signals, train_here
-    from threedgp.training.workers import end_with_parent, report_failure
 
     end_with_parent()
     run = Run(Path(folder))

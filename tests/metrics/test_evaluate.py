@@ -23,8 +23,8 @@ from threedgp.metrics.evaluate import RealSets, evaluate
 from threedgp.metrics.fid import frechet_distance
 from threedgp.metrics.images import RealImages
 from threedgp.pretrained.inception import InceptionV3
+from threedgp.processes import World
 from threedgp.progress import NullProgress
-from threedgp.training.distributed import World
 
 OFFLINE = [parse_metric(name) for name in ("fd_efflite0_40_full", "kd_efflite0_40_full", "pr_efflite0_40_3_full")]
 

@@ -13,8 +13,8 @@ from threedgp.config.profile import load_profile
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import DivergenceError
 from threedgp.files import read_json_lines
+from threedgp.processes import World
 from threedgp.runs.run import Run
-from threedgp.training.distributed import World
 from threedgp.training.log import RunLog
 from threedgp.training.observer import MetricReading
 from threedgp.training.trainer import Trainer

@@ -21,8 +21,8 @@ from tests.training.tiny_runs import (
 )
 from threedgp.errors import CheckpointError
 from threedgp.files import read_json, read_json_lines, write_json
+from threedgp.launch.here import LaunchOptions, StopRequest, train_here
 from threedgp.runs.catalog import manifest_digest, verify_checkpoint
-from threedgp.training.launch import LaunchOptions, StopRequest, train_here
 
 KILLED = -signal.SIGKILL
 

@@ -15,9 +15,9 @@ from PIL import Image
 from tests.training.small import tiny_profile
 from threedgp.config.workspace import Workspace
 from threedgp.files import write_json
+from threedgp.launch.here import LaunchOptions, StopRequest, train_here
 from threedgp.progress import NullProgress
 from threedgp.runs.run import Run
-from threedgp.training.launch import LaunchOptions, StopRequest, train_here
 
 IMAGES = 12
 OVERRIDES = (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from threedgp.training.distributed import World
+from threedgp.processes import World
 from threedgp.training.parameters import parameters_of
 
 HUGE_GRADIENT = 1e5  # what an infinite element becomes

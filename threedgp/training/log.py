@@ -11,7 +11,7 @@ import torch
 
 from threedgp.errors import UsageError
 from threedgp.files import append_json_line
-from threedgp.training.distributed import World
+from threedgp.processes import World
 
 
 class Moments(NamedTuple):

@@ -21,11 +21,11 @@ from threedgp.metrics.cache import StatisticsCache, metrics_cache
 from threedgp.metrics.evaluate import RealSets
 from threedgp.metrics.generator import Extractors, choose_extractors, score_generator
 from threedgp.metrics.samples import Sampler
+from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.runs.catalog import checkpoint_name
 from threedgp.runs.run import Run
 from threedgp.training.camera_regularizers import COLUMNS, PARAMETERS
-from threedgp.training.distributed import World
 from threedgp.training.divergence import sample_diversity
 from threedgp.training.histograms import histogram_sheet
 from threedgp.training.log import RunLog

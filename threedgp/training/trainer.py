@@ -20,10 +20,10 @@ from threedgp.config.schema import Profile
 from threedgp.data.dataset import Item, TrainingSet, collate
 from threedgp.data.sampler import InfiniteSampler
 from threedgp.errors import DivergenceError
+from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.runs.catalog import checkpoint_name, checkpoint_nimg, prune_checkpoints, remove_checkpoint
 from threedgp.runs.run import Run
-from threedgp.training.distributed import World
 from threedgp.training.divergence import TickReading, all_finite
 from threedgp.training.draws import Draws
 from threedgp.training.ema import ema_beta, update_ema

@@ -1,0 +1,211 @@
+"""Training in this process, and the ways to ask it to stop.
+
+The run folder says everything a process needs. Stopping is a request, not a kill: all processes finish the iteration,
+write a checkpoint together and end normally. `threedgp.launch.torchrun` starts several processes,
+`threedgp.launch.slurm` jobs on a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from threedgp.config.schema import Profile
+from threedgp.config.workspace import Workspace
+from threedgp.data.dataset import open_training_set
+from threedgp.errors import DataError, UsageError
+from threedgp.files import read_json, write_json
+from threedgp.ops.allocator import keep_memory
+from threedgp.processes import join_world
+from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.runs.run import DATA_FILE, DONE_FILE, STOP_FILE, Run
+from threedgp.training.log import RunLog
+from threedgp.training.trainer import Trainer, TrainingResult
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How to start a run.
+
+    Attributes:
+        processes: processes on this machine.
+        device: `cpu` or `cuda`.
+        nodes: machines; each starts the same command.
+        rendezvous: `host:port` of one of the machines when there are several.
+        data: training set folder or zip, if not the workspace's.
+        wandb: Weights & Biases project, if wanted.
+    """
+
+    processes: int = 1
+    device: str = "cpu"
+    nodes: int = 1
+    rendezvous: str | None = None
+    data: str | None = None
+    wandb: str | None = None
+
+    @property
+    def world_size(self) -> int:
+        return self.processes * self.nodes
+
+
+class StopRequest:
+    """Asks a running training loop to write a checkpoint and end; remembers which signal asked for it.
+
+    Args:
+        file: its existence is a request too.
+    """
+
+    def __init__(self, file: Path | None = None):
+        self.file = file
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal is not None or (self.file is not None and self.file.exists())
+
+
+@contextmanager
+def stop_on_signals(request: StopRequest, announce: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
+    """Turn Ctrl-C, a closed terminal and a scheduler's warning signals into a stop request.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. Signals that were ignored before (nohup) stay ignored.
+
+    Args:
+        announce: called in a thread of its own when the first signal arrives.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    owner = os.getpid()
+
+    def on_signal(number: int, frame: object) -> None:
+        if os.getpid() != owner:  # a data loading process, forked with this handler: its parent decides
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if request.signal is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        request.signal = number
+        if number == signal.SIGHUP:
+            _forget_terminal()
+        threading.Thread(target=announce, daemon=True).start()  # a handler must not write to a stream in use
+
+    previous = {
+        number: signal.signal(number, on_signal)
+        for number in STOP_SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train_here(
+    run: Run, options: LaunchOptions, request: StopRequest, progress: Progress = NULL_PROGRESS
+) -> TrainingResult:
+    """Train in this process, as the only one or as one of those torchrun started.
+
+    Continues from the newest intact checkpoint if the run has one, so the same command can be repeated.
+
+    Raises:
+        ThreeDGPError: of any kind: the data or the checkpoint does not fit the profile, the run is in use, the disk is
+            full, training diverged beyond repair.
+    """
+    with join_world(options.device) as world:
+        set_precision(run.profile.precision)
+        if world.device.type == "cpu":
+            keep_memory()
+        with run.lock() if world.is_main else nullcontext():
+            data = training_data(Workspace(run.folder.resolve().parents[1]), run.profile, run, options.data)
+            dataset = open_training_set(run.profile, data)
+            if world.is_main:
+                dataset.require_finite_embeddings()
+                record_data(run, data)
+                for name in (STOP_FILE, DONE_FILE):  # of an earlier start
+                    (run.folder / name).unlink(missing_ok=True)
+            world.barrier()
+            log = RunLog(run.folder, wandb_project=options.wandb, name=run.name) if world.is_main else None
+            try:
+                trainer = Trainer(run, world, dataset, log=log, should_stop=request, progress=progress)
+                trainer.restore()
+                result = trainer.train()
+            finally:
+                progress.finish()
+                if log is not None:
+                    log.close()
+            if world.is_main:
+                (run.folder / STOP_FILE).unlink(missing_ok=True)
+                if result.finished:
+                    (run.folder / DONE_FILE).touch()
+            return result
+
+
+def require_free(run: Run) -> None:
+    """Refuse a run that another process is training.
+
+    Raises:
+        UsageError: says which process on which host, and how to stop it.
+    """
+    owner = run.holder()
+    if owner is not None:
+        name = f"process {owner['pid']} on host {owner['host']}" if "pid" in owner else "another process"
+        raise UsageError(
+            f"Run '{run.name}' is being trained by {name}. Let it finish, or ask it for a checkpoint and to stop with: "
+            f"touch {run.folder / STOP_FILE}"
+        )
+
+
+def training_data(workspace: Workspace, profile: Profile, run: Run | None, given: str | None = None) -> Path:
+    """The training set to use: as given, else the one the run has used so far, else the workspace's of that size.
+
+    Raises:
+        DataError: there is none; says which command makes it.
+    """
+    if given is not None:
+        return Path(given)
+    if run is not None and (run.folder / DATA_FILE).is_file():
+        path = Path(read_json(run.folder / DATA_FILE)["path"])
+        if not path.exists():
+            raise DataError(f"Run '{run.name}' was trained on {path}, which is gone. Name its new place with --data.")
+        return path
+    dataset = workspace.dataset(profile.data.dataset)
+    path = dataset.resized(profile.data.resolution)
+    packed = path.with_name(f"{path.name}.zip")
+    if not path.is_dir() and not packed.is_file():
+        chosen = f" --dataset {dataset.name}" if len(workspace.datasets()) > 1 else ""
+        raise DataError(
+            f"There is no training set {path}. Make it with: 3dgp data resize -s {profile.data.resolution}{chosen}"
+        )
+    return path if path.is_dir() else packed
+
+
+def record_data(run: Run, path: Path) -> None:
+    """Remember a run's training set."""
+    write_json(run.folder / DATA_FILE, {"path": str(path.resolve())})
+
+
+def set_precision(precision: str) -> None:
+    """Choose how matrix products and convolutions of float32 numbers are computed on a GPU."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.benchmark = True
+
+
+def _forget_terminal() -> None:
+    """Send output nowhere: writing to a closed terminal would fail before the checkpoint is written."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        if os.isatty(stream):
+            os.dup2(null, stream)
+    os.close(null)

@@ -1,0 +1,299 @@
+"""What a run will do, worked out and checked before it starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from threedgp.config.profile import override_profile, save_profile
+from threedgp.config.rules import batch_split
+from threedgp.config.schema import Profile
+from threedgp.config.workspace import Workspace
+from threedgp.data.dataset import open_training_set
+from threedgp.errors import CheckpointError, ConfigError, UsageError
+from threedgp.launch.here import LaunchOptions, record_data, training_data
+from threedgp.launch.memory import Memory, estimate_memory
+from threedgp.ops import native
+from threedgp.rendering.frustum import check_viewing_frustum
+from threedgp.runs.catalog import NewerCheckpointError, checkpoint_nimg, read_manifest
+from threedgp.runs.checkpoint import check_profile
+from threedgp.runs.run import DONE_FILE, Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked plan; `rows` is its table."""
+
+    run: str | None
+    folder: Path
+    resumes_at: int | None
+    profile: Profile
+    data: Path
+    images: int
+    options: LaunchOptions
+    per_process: int
+    micro_batch: int
+    memory: Memory
+    notes: list[str] = field(default_factory=list)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and text of each line of the table."""
+        profile, training = self.profile, self.profile.training
+        classes = f", {profile.data.num_classes} classes" if profile.data.num_classes else ""
+        if profile.loss.adversarial == "relativistic":
+            penalty = f"R1 {profile.loss.gamma:g} and R2 {profile.loss.gamma_fake:g}"
+        else:
+            penalty = f"R1 {profile.loss.gamma:g}"
+        losses = [profile.loss.adversarial.replace("_", "-"), penalty]
+        losses += ["distillation"] * (profile.loss.distillation.weight > 0)
+        losses += ["depth"] * training.use_depth + ["learned cameras"] * training.learn_camera
+        micro = "" if self.micro_batch == self.per_process else f", {self.micro_batch} at a time"
+        counts = self.memory.parameters.items()
+        return [
+            ("run", f"{self.folder} ({self._start_text()})"),
+            ("profile", f"{profile.name}: {profile.description}" if profile.description else profile.name),
+            ("data", f"{self.data}: {self.images:,} images{', mirrored' if profile.data.mirror else ''}{classes}"),
+            ("size", f"{profile.data.resolution}x{profile.data.resolution}{self._patch_text()}"),
+            ("networks", ", ".join(f"{name} {_count(count)} parameters" for name, count in counts)),
+            ("loss", ", ".join(losses)),
+            ("length", self._length_text()),
+            ("schedule", self._schedule_text()),
+            ("processes", f"{self._processes_text()}, {self._precision_text()}"),
+            ("batch", f"{training.batch_size} = {self.options.world_size} x {self.per_process}{micro}"),
+            (
+                "memory",
+                f"about {_bytes(self.memory.state + self.memory.activations)} per process: weights and optimisers "
+                f"{_bytes(self.memory.state)}, activations {_bytes(self.memory.activations)}",
+            ),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan for `--json`."""
+        return {
+            "run": self.run,
+            "folder": str(self.folder),
+            "resumes_at_nimg": self.resumes_at,
+            "data": str(self.data),
+            "images": self.images,
+            "launch": asdict(self.options),
+            "per_process": self.per_process,
+            "micro_batch": self.micro_batch,
+            "memory": self.memory._asdict(),
+            "profile": self.profile.model_dump(),
+            "notes": self.notes,
+        }
+
+    def _start_text(self) -> str:
+        return "new" if self.resumes_at is None else f"goes on at {self.resumes_at / 1000:g} thousand images"
+
+    def _patch_text(self) -> str:
+        patch = self.profile.training.patch
+        return f" in patches of {patch.resolution}x{patch.resolution}" if patch.enabled else ""
+
+    def _precision_text(self) -> str:
+        if self.profile.precision == "bf16" and self.options.device == "cpu" and not native.CPU_COMPUTES_BFLOAT16:
+            return "fp32 because this processor has no bf16"
+        return self.profile.precision
+
+    def _length_text(self) -> str:
+        training = self.profile.training
+        left = max(1000 * training.kimg - (self.resumes_at or 0), 0)
+        total = f"{training.kimg:g} thousand images"
+        iterations = -(-left // training.batch_size)
+        return f"{total}, {iterations:,.0f} iterations{'' if self.resumes_at is None else ' left'}"
+
+    def _schedule_text(self) -> str:
+        training = self.profile.training
+        entries = [f"report every {training.tick_kimg:g} thousand images"]
+        entries.append(f"checkpoint every {training.tick_kimg * training.snapshot_ticks:g}")
+        entries.append(f"samples every {training.tick_kimg * training.image_ticks:g}")
+        if training.metrics:
+            entries.append(f"{', '.join(training.metrics)} every {training.tick_kimg * training.val_every:g}")
+        return ", ".join(entries)
+
+    def _processes_text(self) -> str:
+        options = self.options
+        kind = {"cuda": "GPU", "cpu": "CPU process"}[options.device]
+        plural = "es" if options.device == "cpu" else "s"
+        count = f"{options.processes} {kind}{plural if options.processes > 1 else ''}"
+        return f"{count} on each of {options.nodes} machines" if options.nodes > 1 else count
+
+
+def choose_launch(
+    *,
+    gpus: int | None = None,
+    procs: int | None = None,
+    nodes: int = 1,
+    rendezvous: str | None = None,
+    data: str | None = None,
+    wandb: str | None = None,
+    elsewhere: bool = False,
+) -> LaunchOptions:
+    """Decide where to train: the GPUs asked for, one GPU if there is any, else the CPU.
+
+    Args:
+        elsewhere: the run will start on other machines than this one, whose GPUs do not matter then.
+
+    Raises:
+        UsageError: options contradict each other, or there are fewer GPUs than asked for.
+    """
+    if gpus is not None and procs is not None:
+        raise UsageError("--gpus and --procs exclude each other: --procs starts processes on CPUs.")
+    if elsewhere:
+        return LaunchOptions(procs or gpus or 1, "cpu" if procs else "cuda", nodes, rendezvous, data, wandb)
+    if rendezvous is not None and not re.fullmatch(r"[^\s:]+:\d{1,5}", rendezvous):
+        raise UsageError(f"--rendezvous {rendezvous}: write it as HOST:PORT, for example node1:29500.")
+    if (nodes > 1) != (rendezvous is not None):
+        raise UsageError(
+            "--nodes N and --rendezvous HOST:PORT go together: give the same on every machine, one of them and a free "
+            "port."
+        )
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus is not None and gpus > there:
+        raise UsageError(f"--gpus {gpus}: this machine has {there} usable GPUs. On CPUs use --procs.")
+    if gpus is not None or (procs is None and there):
+        return LaunchOptions(gpus or 1, "cuda", nodes, rendezvous, data, wandb)
+    return LaunchOptions(procs or 1, "cpu", nodes, rendezvous, data, wandb)
+
+
+def cpu_processes(profile: Profile, cores: int | None = None) -> int:
+    """How many processes can share a profile's training on this machine's CPU; scoring is shared too.
+
+    One a core, as long as the batch can be split over them and no minibatch-std group has to shrink.
+
+    Args:
+        profile: resolved.
+        cores: those of this machine by default.
+    """
+    group = profile.model.discriminator.mbstd_group_size or profile.training.batch_size
+    for count in range(cores or os.cpu_count() or 1, 1, -1):
+        try:
+            _, micro_batch, _ = batch_split(profile, count)
+        except ConfigError:
+            continue
+        if micro_batch >= group:
+            return count
+    return 1
+
+
+def plan_run(workspace: Workspace, profile: Profile, options: LaunchOptions, name: str | None = None) -> Plan:
+    """Check that data, profile, batch and run fit together, without starting or writing anything.
+
+    Raises:
+        ThreeDGPError: of the kind that says what does not fit.
+    """
+    existing = _existing(workspace, name)
+    checkpoints = existing.checkpoints() if existing else []
+    _check_networks(checkpoints, profile)
+    per_process, micro_batch, _ = batch_split(profile, options.world_size)
+    if profile.camera.validate_viewing_frustum:
+        check_viewing_frustum(profile.camera, full_box=profile.model.generator.use_full_box)
+    data = training_data(workspace, profile, existing, options.data)
+    dataset = open_training_set(profile, data)
+    notes = []
+    if options.device == "cpu" and profile.gpus > 1:
+        notes.append(f"This profile was chosen for {profile.gpus} GPUs; on a CPU it will take very long.")
+    if options.device == "cpu" and options.processes > (os.cpu_count() or 1):
+        notes.append(f"There are more processes than cores ({os.cpu_count()}).")
+    if len(dataset) < profile.training.batch_size:
+        notes.append(f"The training set ({len(dataset)} items) is smaller than one batch.")
+    return Plan(
+        run=name,
+        folder=workspace.runs / (name or f"{profile.name}-NUMBER"),
+        resumes_at=checkpoint_nimg(checkpoints[-1]) if checkpoints else None,
+        profile=profile,
+        data=data,
+        images=len(dataset.names),
+        options=options,
+        per_process=per_process,
+        micro_batch=micro_batch,
+        memory=estimate_memory(profile, micro_batch),
+        notes=notes,
+    )
+
+
+def open_run(workspace: Workspace, profile: Profile, options: LaunchOptions, name: str | None = None) -> Run:
+    """Make the run folder, or open the one of that name to go on with it.
+
+    Raises:
+        UsageError: the run of that name has another profile.
+    """
+    run = _existing(workspace, name)
+    if run is None:
+        data = training_data(workspace, profile, None, options.data)
+        try:
+            run = Run.create(workspace, profile, name)
+        except UsageError:  # another machine of the same start was quicker
+            run = _existing(workspace, name)
+            if run is None:
+                raise
+        else:
+            record_data(run, data)
+    if run.profile != profile:
+        raise UsageError(
+            f"Run '{name}' was started with other settings. Go on with `3dgp resume {name}` (and --set to change "
+            "settings), or choose another --run name."
+        )
+    return run
+
+
+def change_profile(run: Run, overrides: Iterable[str]) -> Profile:
+    """The run's profile with overrides applied; `keep_profile` makes it the run's own."""
+    overrides = list(overrides)
+    return override_profile(run.profile, overrides) if overrides else run.profile
+
+
+def keep_profile(run: Run, profile: Profile) -> Run:
+    """Write a changed profile into the run folder; returns the run as it is then."""
+    if profile == run.profile:
+        return run
+    if not outcome(run, profile)["finished"]:
+        (run.folder / DONE_FILE).unlink(missing_ok=True)
+    save_profile(profile, run.config)
+    return Run(run.folder)
+
+
+def outcome(run: Run, profile: Profile | None = None) -> dict[str, Any]:
+    """Where a run stands, for people and `--json`; `profile` is to be used instead of the run's own."""
+    checkpoints = run.checkpoints()
+    nimg = checkpoint_nimg(checkpoints[-1]) if checkpoints else 0
+    wanted = profile or run.profile
+    ended = wanted == run.profile and (run.folder / DONE_FILE).exists()
+    return {
+        "run": run.name,
+        "folder": str(run.folder),
+        "kimg": nimg / 1000,
+        "finished": ended or nimg >= 1000 * wanted.training.kimg,
+        "checkpoint": checkpoints[-1].name if checkpoints else None,
+    }
+
+
+def _check_networks(checkpoints: Sequence[Path], profile: Profile) -> None:
+    """Refuse to go on with other networks than the newest readable checkpoint's, before they replace the run's own."""
+    for path in reversed(checkpoints):
+        try:
+            manifest = read_manifest(path)
+        except NewerCheckpointError:
+            raise
+        except CheckpointError:  # damaged: training passes it over
+            continue
+        check_profile(path, manifest, profile)
+        return
+
+
+def _existing(workspace: Workspace, name: str | None) -> Run | None:
+    return Run(workspace.runs / name) if name and (workspace.runs / name / "config.yaml").is_file() else None
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number / 1e3:.0f} k"
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{max(number, 1e6) / 1e6:.0f} MB"
