@@ -144,7 +144,7 @@ class GeneratorConfig(Section):
     tri_plane: TriPlaneConfig = TriPlaneConfig()
     ray_steps: int = Field(32, ge=4, description="coarse samples per ray, and as many fine ones")
     ray_jitter: Literal["ray", "image", "none"] = Field(
-        "ray", description="random shift of the samples along every ray by itself, or along all rays of an image alike"
+        "ray", description="samples shift at random on every ray by itself, on all rays of an image alike, or never"
     )
     marcher: Literal["classical", "mip"] = "classical"
     clamp_mode: Literal["softplus", "relu"] = "softplus"

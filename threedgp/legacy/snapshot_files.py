@@ -1,7 +1,7 @@
 """Opens snapshot files of older code bases: pickles of whole networks, or flat name -> array files.
 
-Pickles are read by `threedgp.legacy.pickle_reader`, which executes nothing; the flat formats by loaders that know tensors
-only. A hostile file is refused before anything of it runs and without exhausting memory.
+Pickles are read by `threedgp.legacy.pickle_reader`, which executes nothing; the flat formats by loaders that know
+tensors only. A hostile file is refused before anything of it runs and without exhausting memory.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from threedgp.ops import native
 def conv2d(x: Tensor, weight: Tensor, padding: int = 0, groups: int = 1) -> Tensor:
     """`F.conv2d` of [B, I, H, W] with [O, I/groups, k, k]; on CPUs 3x3 float32 ones with fewer multiplications.
 
-    These use Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308), whose rounding errors are no larger than
-    those of the direct sum. Differentiable to any order.
+    These use Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308), about as exact as the direct sum.
+    Differentiable to any order.
     """
     fast = native.library(x, weight) if padding == groups == 1 else None
     if fast is not None and fast.conv3x3_fits(x, weight):

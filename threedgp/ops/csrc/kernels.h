@@ -97,9 +97,9 @@ void pointwise_backward(const T* grad, const T* y, const T* x, T* grad_x, float*
 // ----------------------------------------------------------------------------------------------------- winograd.cpp
 
 constexpr int64_t WINOGRAD_CHANNELS = 16;  // channels of inputs and outputs come in multiples of it
-constexpr int64_t WINOGRAD_BLOCK = 24;  // tiles of 2x2 outputs that are worked on together
-constexpr int64_t WINOGRAD_MOST = 1 << 14;  // product of channels up to which the filters stay in the cache
-constexpr int64_t WINOGRAD_LEAST = 64;  // tiles below which the transform of the filters costs too much
+constexpr int64_t WINOGRAD_BLOCK = 24;     // tiles of 2x2 outputs that are worked on together
+constexpr int64_t WINOGRAD_MOST = 1 << 14; // product of channels up to which the filters stay in the cache
+constexpr int64_t WINOGRAD_LEAST = 64;     // tiles below which the transform of the filters costs too much
 
 // Images [images, height, width, channels] with even sides; 3x3 taps, one pixel of padding.
 struct Winograd {

@@ -1,5 +1,5 @@
-// Binds the kernels of rays and the radiance field to PyTorch: checks shapes, allocates results, shares the work out among
-// threads.
+// Binds the kernels of rays and the radiance field to PyTorch: checks shapes, allocates results, shares the work out
+// among threads.
 #include <torch/library.h>
 
 #include "tensors.h"

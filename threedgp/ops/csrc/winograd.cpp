@@ -1,5 +1,5 @@
-// 3x3 convolution of channel-last float images with 2.25 times fewer multiplications: Winograd's minimal filtering F(2x2,
-// 3x3) (Lavin and Gray, arXiv 1509.09308). Tiles of 4x4 inputs give 2x2 outputs; between the transforms of inputs,
+// 3x3 convolution of channel-last float images with 2.25 times fewer multiplications: Winograd's minimal filtering
+// F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308). Tiles of 4x4 inputs give 2x2 outputs; between the transforms of inputs,
 // filters and outputs stand 16 matrix products, done on a block of tiles at a time, which stays in the cache.
 #include "kernels.h"
 
@@ -46,8 +46,8 @@ struct Place {
 };
 
 // B^T d B of the inputs around each tile: [16, WINOGRAD_BLOCK, channels].
-void transform_inputs(const float* x, const Winograd& op, int64_t channels, int64_t first, int64_t count, float* out) {
-  const int64_t step = WINOGRAD_BLOCK * channels;
+void transform_inputs(const float* x, const Winograd& op, int64_t first, int64_t count, float* out) {
+  const int64_t channels = op.in, step = WINOGRAD_BLOCK * channels;
   for (int64_t t = 0; t < count; ++t) {
     const Place at(first + t, op);
     const float* from[4][4];
@@ -83,8 +83,8 @@ void transform_inputs(const float* x, const Winograd& op, int64_t channels, int6
 }
 
 // A^T m A: the 2x2 outputs of each tile.
-void transform_outputs(const float* m, const Winograd& op, int64_t channels, int64_t first, int64_t count, float* y) {
-  const int64_t step = WINOGRAD_BLOCK * channels, line = op.width * channels;
+void transform_outputs(const float* m, const Winograd& op, int64_t first, int64_t count, float* y) {
+  const int64_t channels = op.out, step = WINOGRAD_BLOCK * channels, line = op.width * channels;
   for (int64_t t = 0; t < count; ++t) {
     const Place at(first + t, op);
     float* to = y + ((at.image * op.height + 2 * at.row) * op.width + 2 * at.column) * channels;
@@ -107,8 +107,8 @@ void transform_outputs(const float* m, const Winograd& op, int64_t channels, int
 }
 
 // The transpose of `transform_outputs`: A g A^T.
-void spread_outputs(const float* grad, const Winograd& op, int64_t channels, int64_t first, int64_t count, float* out) {
-  const int64_t step = WINOGRAD_BLOCK * channels, line = op.width * channels;
+void spread_outputs(const float* grad, const Winograd& op, int64_t first, int64_t count, float* out) {
+  const int64_t channels = op.out, step = WINOGRAD_BLOCK * channels, line = op.width * channels;
   for (int64_t t = 0; t < count; ++t) {
     const Place at(first + t, op);
     const float* from = grad + ((at.image * op.height + 2 * at.row) * op.width + 2 * at.column) * channels;
@@ -180,17 +180,32 @@ void outer(const float* a, const float* b, float* out, int64_t rows, int64_t inn
   }
 }
 
-// Runs `function<parts>(first column)` over all columns, as many vectors at a time as registers hold sums of.
+// Runs `function(parts, place, first column)` for all places and columns, as many vectors of columns at a time as there
+// are registers for.
 template <typename Function>
-void each_columns(int64_t columns, Function function) {
-  int64_t n = 0;
-  for (; n + MOST_PARTS * LANES <= columns; n += MOST_PARTS * LANES)
-    function(std::integral_constant<int64_t, MOST_PARTS>(), n);
-  switch ((columns - n) / LANES) {
-    case 1: function(std::integral_constant<int64_t, 1>(), n); break;
-    case 2: function(std::integral_constant<int64_t, 2>(), n); break;
-    case 3: function(std::integral_constant<int64_t, 3>(), n); break;
-    default: break;
+void each_product(int64_t columns, Function function) {
+  for (int64_t place = 0; place < PLACES; ++place) {
+    int64_t n = 0;
+    for (; n + MOST_PARTS * LANES <= columns; n += MOST_PARTS * LANES)
+      function(std::integral_constant<int64_t, MOST_PARTS>(), place, n);
+    switch ((columns - n) / LANES) {
+      case 1: function(std::integral_constant<int64_t, 1>(), place, n); break;
+      case 2: function(std::integral_constant<int64_t, 2>(), place, n); break;
+      case 3: function(std::integral_constant<int64_t, 3>(), place, n); break;
+      default: break;
+    }
+  }
+}
+
+// Runs `function(first, count, inputs, others)` for blocks of the tiles [begin, end): inputs [16, WINOGRAD_BLOCK, in]
+// are transformed, others [16, WINOGRAD_BLOCK, out] are scratch memory.
+template <typename Function>
+void each_block(const float* x, const Winograd& op, int64_t begin, int64_t end, float* scratch, Function function) {
+  float* others = scratch + PLACES * WINOGRAD_BLOCK * op.in;
+  for (int64_t first = begin; first < end; first += WINOGRAD_BLOCK) {
+    const int64_t count = end - first < WINOGRAD_BLOCK ? end - first : WINOGRAD_BLOCK;
+    transform_inputs(x, op, first, count, scratch);
+    function(first, count, scratch, others);
   }
 }
 
@@ -242,34 +257,24 @@ int64_t winograd_scratch(const Winograd& op) { return PLACES * WINOGRAD_BLOCK * 
 
 void winograd_forward(const float* x, const float* filters, const Winograd& op, int64_t begin, int64_t end, float* y,
                       float* scratch) {
-  float *inputs = scratch, *outputs = inputs + PLACES * WINOGRAD_BLOCK * op.in;
-  for (int64_t first = begin; first < end; first += WINOGRAD_BLOCK) {
-    const int64_t count = end - first < WINOGRAD_BLOCK ? end - first : WINOGRAD_BLOCK;
-    transform_inputs(x, op, op.in, first, count, inputs);
-    for (int64_t place = 0; place < PLACES; ++place) {
-      const float* a = inputs + place * WINOGRAD_BLOCK * op.in;
-      const float* b = filters + place * op.in * op.out;
-      float* out = outputs + place * WINOGRAD_BLOCK * op.out;
-      each_columns(op.out, [&](auto parts, int64_t n) { product<parts()>(a, b + n, out + n, count, op.in, op.out); });
-    }
-    transform_outputs(outputs, op, op.out, first, count, y);
-  }
+  each_block(x, op, begin, end, scratch, [&](int64_t first, int64_t count, const float* inputs, float* outputs) {
+    each_product(op.out, [&](auto parts, int64_t place, int64_t n) {
+      product<parts()>(inputs + place * WINOGRAD_BLOCK * op.in, filters + place * op.in * op.out + n,
+                       outputs + place * WINOGRAD_BLOCK * op.out + n, count, op.in, op.out);
+    });
+    transform_outputs(outputs, op, first, count, y);
+  });
 }
 
 void winograd_weights(const float* x, const float* grad, const Winograd& op, int64_t begin, int64_t end, float* filters,
                       float* scratch) {
-  float *inputs = scratch, *grads = inputs + PLACES * WINOGRAD_BLOCK * op.in;
-  for (int64_t first = begin; first < end; first += WINOGRAD_BLOCK) {
-    const int64_t count = end - first < WINOGRAD_BLOCK ? end - first : WINOGRAD_BLOCK;
-    transform_inputs(x, op, op.in, first, count, inputs);
-    spread_outputs(grad, op, op.out, first, count, grads);
-    for (int64_t place = 0; place < PLACES; ++place) {
-      const float* a = inputs + place * WINOGRAD_BLOCK * op.in;
-      const float* b = grads + place * WINOGRAD_BLOCK * op.out;
-      float* out = filters + place * op.in * op.out;
-      each_columns(op.out, [&](auto parts, int64_t n) { outer<parts()>(a, b + n, out + n, count, op.in, op.out); });
-    }
-  }
+  each_block(x, op, begin, end, scratch, [&](int64_t first, int64_t count, const float* inputs, float* grads) {
+    spread_outputs(grad, op, first, count, grads);
+    each_product(op.out, [&](auto parts, int64_t place, int64_t n) {
+      outer<parts()>(inputs + place * WINOGRAD_BLOCK * op.in, grads + place * WINOGRAD_BLOCK * op.out + n,
+                     filters + place * op.in * op.out + n, count, op.in, op.out);
+    });
+  });
 }
 
 #else
