@@ -21,6 +21,10 @@ class DataError(ThreeDGPError):
     """A data set, image or depth map is missing, broken or inconsistent."""
 
 
+class NotFiniteError(DataError):
+    """A picture, depth map or feature of a model is NaN or infinite: the model has most likely diverged."""
+
+
 class WeightsError(UsageError):
     """Pretrained weights are missing or fail their checksum."""
 

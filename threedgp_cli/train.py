@@ -188,7 +188,7 @@ def resume(
         _dry_run(plan, cluster, json_output)
         return
     if outcome(chosen, resolved)["finished"]:
-        _finish(chosen, json_output, resolved, " To train longer: 3dgp resume --set training.kimg=NUMBER")
+        _finish(chosen, json_output, resolved, longer=True)
         return
     _require_services(wandb, cluster)
     _start(keep_profile(chosen, resolved), plan, cluster, json_output)
@@ -286,13 +286,14 @@ def _show_plan(plan: Any, json_output: bool) -> None:
     (stderr if json_output else stdout).file.flush()  # before the first line of progress
 
 
-def _finish(run: Any, json_output: bool, profile: Any = None, more: str = "") -> None:
+def _finish(run: Any, json_output: bool, profile: Any = None, *, longer: bool = False) -> None:
     from threedgp.launch.plan import outcome
 
     result = outcome(run, profile)
     if json_output:
         print_json(result)
     elif result["finished"]:
+        more = f" To train longer: 3dgp resume {run.name} --set {result['ended_by']}=NUMBER" if longer else ""
         say(f"Run {run.name} is complete: {result['kimg']:g} thousand images, in {result['folder']}.{more}")
     else:
         say(f"Run {run.name} stopped at {result['kimg']:g} thousand images. Go on with: 3dgp resume {run.name}")

@@ -178,7 +178,7 @@ def test_a_longer_run_is_no_longer_done(workspace):
 
 
 def test_the_estimate_of_the_state_is_what_the_state_takes(profile):
-    state = TrainingState.build(profile, World(0, 1, torch.device("cpu")).device)
+    state = TrainingState.build(profile, World(0, 1, torch.device("cpu")))
     for name in ("G", "D"):
         for parameter in state.networks[name].parameters():
             parameter.requires_grad_(True).grad = torch.zeros_like(parameter)

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from tests.tools import relative_error
+from threedgp.config.schema import DepthAdaptorConfig
 from threedgp.errors import ConfigError
 from threedgp.models.depth_adaptor import DepthAdaptor
+from threedgp.training.schedules import depth_progress
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 2e-6)]
 
 
 def reference_adaptor(arrays, variant: str, **options) -> DepthAdaptor:
-    kernel, hidden, layers, near, far, fraction, bias, start_p, anneal = arrays[f"{variant}/cfg"].tolist()
+    kernel, hidden, layers, near, far, fraction, bias, start_p, _ = arrays[f"{variant}/cfg"].tolist()
     adaptor = DepthAdaptor(
         near,
         far,
@@ -24,7 +26,6 @@ def reference_adaptor(arrays, variant: str, **options) -> DepthAdaptor:
         offset_max_fraction=fraction,
         offset_bias=bias,
         start_p=start_p,
-        anneal_kimg=anneal,
         **options,
     )
     prefix = f"{variant}/param/"
@@ -61,8 +62,9 @@ def test_values_match_the_reference(golden, variant, dtype, tolerance):
 def test_selection_probabilities_match_the_reference(golden, variant):
     arrays = golden("depth_adaptor")
     adaptor = reference_adaptor(arrays, variant)
+    config = DepthAdaptorConfig(anneal_kimg=float(arrays[f"{variant}/cfg"][-1]))
     for kimg, expected in zip(arrays[f"{variant}/kimg"], arrays[f"{variant}/selection_probs"], strict=True):
-        adaptor.set_progress(float(kimg))
+        adaptor.set_progress(depth_progress(float(kimg), config))
         np.testing.assert_allclose(adaptor.selection_probabilities().numpy(), expected, atol=1e-6)
         assert adaptor.selection_probabilities().sum().item() == pytest.approx(1.0, abs=1e-6)
 
@@ -78,7 +80,7 @@ def test_training_picks_one_candidate_per_sample():
 
 def test_the_random_choice_follows_its_probabilities_and_generator():
     adaptor = small_adaptor()
-    adaptor.set_progress(10000)
+    adaptor.set_progress(1.0)
     generator = torch.Generator().manual_seed(0)
     share = torch.bincount(adaptor.draw_index(20000, generator), minlength=3) / 20000
     torch.testing.assert_close(share, adaptor.selection_probabilities().float(), atol=0.015, rtol=0)
@@ -92,12 +94,6 @@ def test_without_hidden_layers_only_the_scaled_depth_is_left():
     depth = small_depth()
     near = 0.75 + adaptor.near_plane_offset()
     torch.testing.assert_close(adaptor(depth), 2 * (depth - near) / (1.25 - near) - 1)
-
-
-def test_zero_annealing_starts_at_the_end():
-    adaptor = small_adaptor(anneal_kimg=0.0)
-    adaptor.set_progress(0)
-    assert adaptor.selection_probabilities()[0].item() == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("options", [{"kernel_size": 4}, {"start_p": 0.6}])

@@ -132,7 +132,7 @@ def test_another_resolution_step_count_and_far_plane_match_the_reference(referen
 def test_training_patches_match_the_reference(reference):
     ref, tolerance = reference
     ref.G.train()
-    ref.G.set_progress(0.6 * 5000)
+    ref.G.set_progress(density_noise_std=1 - 0.6, depth_progress=0.6 * 5000 / 10000)
     assert ref.G.density_noise_std == pytest.approx(float(ref.arrays["train/nerf_noise_std"]))
     probability = ref.G.depth_adaptor.selection_probabilities()[0].item()
     assert probability == pytest.approx(float(ref.arrays["train/start_p"]), abs=1e-6)
@@ -260,7 +260,7 @@ def test_without_adaptors_there_is_no_adapted_depth_and_cameras_stay():
     assert G.adapt_camera(camera, z, c) is camera
     with pytest.raises(ValueError, match="without a depth adaptor"):
         G(z, c, camera, concat_depth=True)
-    G.set_progress(100)
+    G.set_progress(0.5, 0.5)
 
 
 def test_training_adds_density_noise_and_evaluation_does_not():
@@ -273,9 +273,9 @@ def test_training_adds_density_noise_and_evaluation_does_not():
     G.train()
     noisy = render()
     assert not torch.allclose(noisy, clean)
-    G.set_progress(5000)
+    G.set_progress(0.0, 0.5)
     torch.testing.assert_close(render(), clean, rtol=0, atol=1e-12)
-    G.set_progress(0)
+    G.set_progress(1.0, 0.0)
     torch.testing.assert_close(render(), noisy, rtol=0, atol=0)
 
 

@@ -1,5 +1,7 @@
 """A tiny profile, a made-up training set and one batch, for tests of the phases."""
 
+from dataclasses import replace
+
 import torch
 
 from threedgp.config.profile import load_profile
@@ -47,7 +49,8 @@ class Labels:
 
 
 def make_draws(profile, *key, kimg=0.0, **options):
-    return Draws(profile, Labels(profile.data.num_classes), key or (0,), kimg=kimg, **options)
+    values = replace(schedule_values(round(1000 * kimg), profile), **options)
+    return Draws(profile, Labels(profile.data.num_classes), key or (0,), values)
 
 
 def make_setup(profile, nimg=100, **options):

@@ -6,6 +6,7 @@ import torch
 from tests.tools import relative_error
 from tests.training.small import make_draws, make_real, tiny_profile
 from threedgp.ops import native
+from threedgp.processes import World
 from threedgp.training.phases import Setup, phases, set_trainable
 from threedgp.training.schedules import schedule_values
 from threedgp.training.state import TrainingState
@@ -13,7 +14,7 @@ from threedgp.training.state import TrainingState
 
 def gradients_of_all_phases(profile) -> dict[str, torch.Tensor]:
     """Gradients of the first micro-batch of every phase, by phase and parameter."""
-    state = TrainingState.build(profile, torch.device("cpu"))
+    state = TrainingState.build(profile, World(0, 1, torch.device("cpu")))
     setup = Setup(profile, state.G, state.D, schedule_values(0, profile), state.path_length_mean)
     found = {}
     with native.plain():
@@ -52,5 +53,5 @@ def test_gradients_are_those_of_the_plain_networks(monkeypatch, adversarial):
 def test_a_generator_with_path_length_penalty_is_differentiated_twice(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__))
-    TrainingState.build(tiny_profile("compile=true", "loss.path_length.weight=2.0"), torch.device("cpu"))
+    TrainingState.build(tiny_profile("compile=true", "loss.path_length.weight=2.0"), World(0, 1, torch.device("cpu")))
     assert compiled == ["Discriminator"]

@@ -12,6 +12,7 @@ from threedgp.config.schema import DivergenceConfig
 from threedgp.training.divergence import DivergenceMonitor, TickReading, all_finite, sample_diversity
 
 TICK = 4000  # images
+KIMG = 25_000.0  # so that the grace period is 200
 GOOD = {
     "Loss/G/loss": 1.5,
     "Loss/D/loss": 0.8,
@@ -27,14 +28,14 @@ class Run:
     """A run whose statistics are made up, tick by tick."""
 
     def __init__(self, **config):
-        self.monitor = DivergenceMonitor(DivergenceConfig(**config))
+        self.monitor = DivergenceMonitor(DivergenceConfig(**config), KIMG)
         self.nimg = 0
 
     def tick(self, means=GOOD, ticks=1, steps=62, **more):
         """The trigger of the first tick that fires, or None."""
         for _ in range(ticks):
             self.nimg += TICK
-            trigger = self.monitor.observe(TickReading.from_means(self.nimg, means, steps=steps, **more))
+            trigger = self.monitor.observe(TickReading(self.nimg, means, steps=steps, **more))
             if trigger:
                 return trigger
         return None
@@ -124,10 +125,10 @@ def test_a_growing_loss_does_not_become_normal():
 
 
 @pytest.mark.parametrize("side", ["real", "fake"])
-def test_huge_logits_fire_after_three_ticks(side):
+def test_huge_logits_fire_after_five_ticks(side):
     means = {**GOOD, f"Loss/abs_scores/{side}": 101.0}
     run = Run().warm()
-    assert run.tick(means, ticks=2) is None
+    assert run.tick(means, ticks=4) is None
     assert run.tick(means).criterion == "logit size"
 
 
@@ -156,20 +157,35 @@ def test_a_collapse_of_the_metric_fires_at_once():
     assert (trigger.criterion, trigger.first_nimg) == ("metric", run.nimg)
 
 
+def test_a_score_that_is_not_finite_fires_at_once():
+    trigger = Run().tick(scores={"nfs16": math.nan})
+    assert trigger.criterion == "non-finite score"
+    assert trigger.values["nfs16"] == "nan"
+
+
+def test_nothing_proves_healthy_before_the_criteria_can_say_so():
+    run = Run(candidate_ticks=2)
+    run.monitor.note_checkpoint(run.nimg)
+    run.tick(ticks=49)  # 196 kimg
+    assert not run.monitor.candidates[0].healthy
+    run.tick()
+    assert run.monitor.candidates[0].healthy
+
+
 def test_soft_criteria_rest_at_the_start_and_after_a_rollback():
-    run = Run(grace_kimg=100.0, settle_kimg=40.0)
+    run = Run(grace=0.004)  # 100 kimg, and 20 after a rollback
     assert run.tick(SATURATED, ticks=24) is None
     assert run.tick(SATURATED, ticks=5).criterion == "saturated discriminator"
     run.monitor.rewind(run.nimg, [])
-    assert run.tick(SATURATED, ticks=9) is None
+    assert run.tick(SATURATED, ticks=4) is None
     assert run.tick(SATURATED, ticks=5).criterion == "saturated discriminator"
 
 
 def test_small_runs_are_watched_with_small_spans():
-    monitor = DivergenceMonitor(DivergenceConfig(grace_kimg=0.2, saturated_ticks=2))
+    monitor = DivergenceMonitor(DivergenceConfig(patience=2), kimg=25.0)
     for tick in range(1, 4):
-        assert monitor.observe(TickReading.from_means(tick * 100, SATURATED)) is None or tick == 3
-    assert monitor.observe(TickReading.from_means(400, SATURATED)).criterion == "saturated discriminator"
+        assert monitor.observe(TickReading(tick * 100, SATURATED)) is None or tick == 3
+    assert monitor.observe(TickReading(400, SATURATED)).criterion == "saturated discriminator"
 
 
 def test_the_switch_turns_everything_off():
@@ -181,7 +197,7 @@ def test_the_switch_turns_everything_off():
 
 
 def test_a_checkpoint_becomes_healthy_after_quiet_ticks_only():
-    run = Run(healthy_ticks=5).warm()
+    run = Run(candidate_ticks=10).warm()
     run.monitor.note_checkpoint(run.nimg)
     (candidate,) = run.monitor.candidates
     run.tick(ticks=4)
@@ -196,21 +212,21 @@ def test_a_checkpoint_becomes_healthy_after_quiet_ticks_only():
 
 
 def test_only_the_newest_candidates_are_kept():
-    run = Run(candidates=3, candidate_ticks=50)
+    run = Run(candidate_ticks=50)
     assert [tick for tick in range(1, 151) if run.monitor.wants_candidate(tick)] == [50, 100, 150]
-    for nimg in (1, 2, 3, 4, 4):
+    for nimg in (1, 2, 3, 4, 5, 6, 7, 7):
         run.monitor.note_checkpoint(nimg)
-    assert run.monitor.kept() == [2, 3, 4]
+    assert run.monitor.kept() == [2, 3, 4, 5, 6, 7]
 
 
 def test_a_rollback_forgets_what_came_after():
-    run = Run(healthy_ticks=1)
+    run = Run(candidate_ticks=1, grace=0.0)
     for _ in range(3):
         run.monitor.note_checkpoint(run.nimg)
         run.tick()
     run.tick(SATURATED)
     known = run.monitor.candidates
-    other = DivergenceMonitor(DivergenceConfig())
+    other = DivergenceMonitor(DivergenceConfig(), KIMG)
     other.rewind(TICK, known)
     assert [(c.nimg, c.healthy) for c in other.candidates] == [(0, True), (TICK, True)]
 
@@ -223,7 +239,7 @@ def test_the_state_continues_exactly():
         assert run.tick(means, **more) is None
         assert twin.tick(means, **more) is None
     state = json.loads(json.dumps(run.monitor.state_dict()))
-    run.monitor = DivergenceMonitor(DivergenceConfig())
+    run.monitor = DivergenceMonitor(DivergenceConfig(), KIMG)
     run.monitor.load_state_dict(state)
     assert run.tick(SATURATED) is None
     assert twin.tick(SATURATED) is None
@@ -245,7 +261,7 @@ def test_diversity_is_zero_for_one_picture():
 
 
 def test_what_is_normal_is_learned_before_the_criteria_start():
-    run = Run(grace_kimg=200.0)
+    run = Run(grace=0.008)
     high = {**GOOD, "Loss/G/loss": 10.0}  # a small run's generator loses by far, from the start
     assert run.tick(high, ticks=200) is None
     assert run.tick({**GOOD, "Loss/G/loss": 41.0}, ticks=5).criterion == "generator loss"

@@ -5,6 +5,7 @@ import torch
 
 from tests.training.small import Labels, make_draws, tiny_profile
 from threedgp.training.draws import Draws, derive_seed
+from threedgp.training.schedules import schedule_values
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_given_labels_are_used(profile):
 
 def test_a_custom_prior_takes_the_cameras_of_the_data():
     profile = tiny_profile("camera.origin.dist=custom", "training.learn_camera=false")
-    draws = Draws(profile, Labels(), (0,), kimg=0.0)
+    draws = Draws(profile, Labels(), (0,), schedule_values(0, profile))
     fakes = draws.fakes(16)
     classes = fakes.c.argmax(dim=1)
     items = (fakes.camera.angles[:, 0] * 10).round().long()
@@ -77,16 +78,16 @@ def test_without_patches_there_are_none():
     assert make_draws(tiny_profile(*off)).patches("real", 4) is None
 
 
-def test_told_angles_are_true_unless_spoofed():
+def test_conditioning_angles_are_true_unless_spoofed():
     profile = tiny_profile("model.generator.camera_conditioning.enabled=true")
     honest = make_draws(profile, spoof_probability=0.0).fakes(64)
-    assert torch.equal(honest.told_angles, honest.camera.angles)
+    assert torch.equal(honest.conditioning_angles, honest.camera.angles)
     lying = make_draws(profile, spoof_probability=1.0).fakes(64)
-    assert torch.equal(lying.told_angles, lying.camera.angles.roll(1, dims=0))
+    assert torch.equal(lying.conditioning_angles, lying.camera.angles.roll(1, dims=0))
     mixed = make_draws(profile, spoof_probability=0.5).fakes(64)
-    changed = (mixed.told_angles != mixed.camera.angles).any(dim=1)
+    changed = (mixed.conditioning_angles != mixed.camera.angles).any(dim=1)
     assert 15 < changed.sum() < 49
-    moved = mixed.told_angles[changed].sort(dim=0).values
+    moved = mixed.conditioning_angles[changed].sort(dim=0).values
     assert torch.equal(moved, mixed.camera.angles[changed].sort(dim=0).values)  # swapped among themselves
 
 

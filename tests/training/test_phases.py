@@ -137,13 +137,13 @@ def test_relativistic_pairs_share_class_and_place(monkeypatch):
     profile = tiny_profile("loss.adversarial=relativistic")
     setup, real = make_setup(profile), make_real(profile)
     calls = []
-    judge_both = module.judge_both
+    run_D_on_both = module.run_D_on_both
 
     def watched(setup, fake, real, *rest, **options):
         calls.append((fake, real))
-        return judge_both(setup, fake, real, *rest, **options)
+        return run_D_on_both(setup, fake, real, *rest, **options)
 
-    monkeypatch.setattr(module, "judge_both", watched)
+    monkeypatch.setattr(module, "run_D_on_both", watched)
     for phase in phases(profile)[1:]:
         run(setup, phase, real, make_draws(profile, phase.name))
         fake, shown = calls.pop()
@@ -151,8 +151,8 @@ def test_relativistic_pairs_share_class_and_place(monkeypatch):
         assert torch.equal(shown.labels, real.labels)
         assert fake.patches is shown.patches
 
-    judge = module.judge
-    monkeypatch.setattr(module, "judge", lambda setup, shown, draws: calls.append(shown) or judge(setup, shown, draws))
+    run_D = module.run_D
+    monkeypatch.setattr(module, "run_D", lambda setup, shown, draws: calls.append(shown) or run_D(setup, shown, draws))
     run(setup, phases(profile)[0], real, make_draws(profile))
     fake, shown = calls
     assert torch.equal(fake.labels, shown.labels)
@@ -167,19 +167,19 @@ def test_fakes_and_reals_are_judged_together_as_if_alone(group, passes):
     draws = make_draws(profile)
     fakes, patches = draws.fakes(count), draws.patches("fake", count)
     with torch.no_grad():
-        images = module.generate(setup, fakes, draws, patches).images
+        images = module.run_G(setup, fakes, draws, patches).images
     sides = (
-        module.Exhibit(images, fakes.c, patches, fakes.camera.angles),
-        module._show_real(setup, real, draws.patches("real", count)),
+        module.DiscriminatorInput(images, fakes.c, patches, fakes.camera.angles),
+        module._real_input(setup, real, draws.patches("real", count)),
     )
     set_trainable(setup, "D")
-    alone = [module.judge(setup, side, draws, predict_features=True) for side in sides]
+    alone = [module.run_D(setup, side, draws, predict_features=True) for side in sides]
     (alone[0][0].square().sum() + alone[1][0].sum() + alone[1][1].square().sum()).backward()
     expected = gradients(setup.discriminator)
     setup.discriminator.zero_grad()
     calls = []
     handle = setup.discriminator.register_forward_hook(lambda *_: calls.append(1))
-    fake, shown, features = module.judge_both(setup, *sides, draws, predict_features=True)
+    fake, shown, features = module.run_D_on_both(setup, *sides, draws, predict_features=True)
     handle.remove()
     assert len(calls) == passes
     assert relative_error(fake.detach(), alone[0][0].detach()) < 1e-5

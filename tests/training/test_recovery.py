@@ -4,11 +4,12 @@ import pytest
 
 from threedgp.config.schema import DivergenceConfig
 from threedgp.errors import DataError
-from threedgp.files import read_json_lines
+from threedgp.files import append_json_line, read_json_lines
 from threedgp.training.divergence import Candidate, Trigger
-from threedgp.training.recovery import Recovery
+from threedgp.training.recovery import Recovery, read_rollbacks
 
 K = 1000
+KIMG = 25_000.0  # length of the run: the grace period is 200
 HEALTHY = [Candidate(n * K, 25, True) for n in (200, 400, 600, 800)]
 
 
@@ -18,14 +19,17 @@ def trigger(kimg, first=None):
 
 @pytest.fixture
 def recovery(tmp_path):
-    return Recovery(tmp_path / "recovery.jsonl", DivergenceConfig())
+    return Recovery(tmp_path / "recovery.jsonl", DivergenceConfig(), KIMG)
 
 
 def test_the_newest_healthy_checkpoint_well_before_the_trouble_is_taken(recovery):
     candidates = [*HEALTHY, Candidate(1000 * K, 3, False)]
     assert recovery.decide(trigger(1020, first=1000), candidates).source == 800 * K
     assert (
-        Recovery(recovery.path, DivergenceConfig(attempts=9)).decide(trigger(899, first=890), HEALTHY).source < 800 * K
+        Recovery(recovery.path, DivergenceConfig(), KIMG, recovery.rollbacks)
+        .decide(trigger(899, first=890), HEALTHY)
+        .source
+        < 800 * K
     )
 
 
@@ -40,14 +44,15 @@ def test_without_a_healthy_checkpoint_the_oldest_is_taken_and_without_any_the_st
 
 
 def test_attempts_grow_stronger_and_end(recovery):
-    found = [recovery.decide(trigger(1000), HEALTHY) for _ in range(4)]
-    assert [(r.source // K, r.attempt, r.slow, r.stream) for r in found[:3]] == [
-        (800, 1, False, 1),
-        (600, 2, False, 2),
-        (600, 3, True, 3),
+    found = [recovery.decide(trigger(1000), HEALTHY) for _ in range(5)]
+    assert [(r.source // K, r.attempt, r.stream) for r in found[:4]] == [
+        (800, 1, 1),
+        (600, 2, 2),
+        (400, 3, 3),
+        (200, 4, 4),
     ]
-    assert found[3] is None
-    assert len(read_json_lines(recovery.path)) == 3
+    assert found[4] is None
+    assert len(read_json_lines(recovery.path)) == 4
 
 
 def test_trouble_elsewhere_starts_anew(recovery):
@@ -57,14 +62,8 @@ def test_trouble_elsewhere_starts_anew(recovery):
     assert recovery.last.region == 1500 * K
 
 
-def test_a_long_calm_stretch_clears_the_count(recovery):
-    first = recovery.decide(trigger(1000), [Candidate(200 * K, 25, True)])
-    assert first.source == 200 * K
-    assert recovery.decide(trigger(1001), [Candidate(200 * K, 25, True)]).attempt == 1  # 801 kimg went well in between
-
-
 def test_rollbacks_of_a_run_are_bounded(tmp_path):
-    recovery = Recovery(tmp_path / "recovery.jsonl", DivergenceConfig(rollbacks=2))
+    recovery = Recovery(tmp_path / "recovery.jsonl", DivergenceConfig(rollbacks=2), KIMG)
     assert recovery.decide(trigger(1000), HEALTHY)
     assert recovery.decide(trigger(5000), HEALTHY)
     assert recovery.decide(trigger(9000), HEALTHY) is None
@@ -72,31 +71,44 @@ def test_rollbacks_of_a_run_are_bounded(tmp_path):
 
 def test_a_restarted_job_remembers(recovery):
     recovery.decide(trigger(1000), HEALTHY)
-    again = Recovery(recovery.path, recovery.config)
+    again = Recovery(recovery.path, recovery.config, KIMG, read_rollbacks(recovery.path))
     assert again.rollbacks == recovery.rollbacks
     assert again.decide(trigger(1000), HEALTHY).attempt == 2
 
 
-def test_a_rollback_that_was_not_carried_out_is_pending(recovery):
-    assert recovery.pending(0) is None
-    rollback = recovery.decide(trigger(1000), HEALTHY)
-    assert recovery.pending(0) == rollback
-    assert recovery.pending(recovery.stream) is None
+def test_learning_rates_fall_tenfold_from_the_second_attempt_on_and_stay(recovery):
+    rates = []
+    for _ in range(4):
+        recovery.decide(trigger(1000), HEALTHY)
+        rates.append(recovery.factors)
+    assert [rate for rate, _ in rates] == pytest.approx([1.0, 0.1, 0.01, 0.001])
+    assert [gamma for _, gamma in rates] == [1.0, 2.0, 4.0, 8.0]
 
 
-def test_learning_is_slowed_down_after_the_third_attempt_only(recovery):
+def test_trouble_elsewhere_keeps_the_lowered_rates(recovery):
     for _ in range(2):
         recovery.decide(trigger(1000), HEALTHY)
-        assert recovery.slow_down(600 * K) == (1.0, 1.0)
-    recovery.decide(trigger(1000), HEALTHY)  # goes back to 600 kimg
-    assert recovery.slow_down(600 * K) == (0.5, 2.0)
-    assert recovery.slow_down(799 * K) == (0.5, 2.0)
-    assert recovery.slow_down(850 * K) == (0.75, 1.5)
-    assert recovery.slow_down(900 * K) == (1.0, 1.0)
+    assert recovery.decide(trigger(9000), HEALTHY).attempt == 1
+    assert recovery.factors == (0.1, 2.0)
+
+
+def test_without_a_healthy_checkpoint_later_attempts_start_afresh(recovery):
+    unproven = [Candidate(n * K) for n in (200, 400)]
+    assert [recovery.decide(trigger(600), unproven).source for _ in range(2)] == [200 * K, 0]
+
+
+def test_decisions_of_earlier_versions_are_understood(recovery):
+    recovery.decide(trigger(1000), HEALTHY)
+    line = read_json_lines(recovery.path)[0]
+    del line["learning_rate"], line["gamma"]
+    recovery.path.write_text("")
+    for slow in (False, True):
+        append_json_line(recovery.path, line | {"slow": slow})
+    assert [(r.learning_rate, r.gamma) for r in read_rollbacks(recovery.path)] == [(1.0, 1.0), (0.5, 2.0)]
 
 
 def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "recovery.jsonl"
     path.write_text('{"what": 1}\n')
     with pytest.raises(DataError, match=r"recovery\.jsonl"):
-        Recovery(path, DivergenceConfig())
+        read_rollbacks(path)

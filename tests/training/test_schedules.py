@@ -1,6 +1,5 @@
 """Schedules depend on nothing but the images shown, and equal the published ones."""
 
-import numpy as np
 import pytest
 
 from tests.tools import relative_error
@@ -9,7 +8,6 @@ from threedgp.config.schema import (
     BlurConfig,
     CameraConditioningConfig,
     DensityNoiseConfig,
-    DepthAdaptorConfig,
     DistillationConfig,
     PatchConfig,
     Profile,
@@ -40,14 +38,6 @@ def test_schedules_equal_the_published_ones(golden, name):
     assert relative_error(values, data[name]) < 1e-12
 
 
-def test_depth_levels_equal_the_published_ones(golden):
-    data = golden("schedules")
-    levels = [schedules.depth_level_probabilities(t, DepthAdaptorConfig()) for t in data["kimg"].tolist()]
-    assert relative_error(levels, data["depth_level_probs"]) < 1e-6  # the reference keeps its progress in float32
-    assert relative_error([row[0] for row in levels], data["depth_start_p"]) < 1e-6
-    assert np.abs(np.sum(levels, axis=1) - 1).max() < 1e-12
-
-
 def test_linear_equals_the_published_ramp(golden):
     data = golden("schedules")
     values = [schedules.linear(*row) for row in data["linear/args"].tolist()]
@@ -59,10 +49,6 @@ def test_without_a_span_the_final_value_holds_from_the_start():
     assert schedules.blur_sigma(0, BlurConfig(fade_kimg=0.0)) == 0.0
 
 
-def test_a_depth_adaptor_without_hidden_layers_has_one_level():
-    assert schedules.depth_level_probabilities(5.0, DepthAdaptorConfig(layers=0)) == [1.0]
-
-
 def test_all_values_of_an_iteration_come_from_the_profile():
     profile = resolve(Profile(name="test"))
     values = schedules.schedule_values(180_000, profile)
@@ -71,7 +57,7 @@ def test_all_values_of_an_iteration_come_from_the_profile():
     assert values.patch_min_scale == 0.25
     assert values.blur_sigma == pytest.approx(1.0)
     assert values.density_noise_std == pytest.approx(1 - 180 / 5000)
-    assert values.depth_first_probability == pytest.approx(0.25 - 0.15 * 0.018)
+    assert values.depth_progress == pytest.approx(0.018)
     assert values.transport_multiplier == pytest.approx(0.018)
     assert values.distillation_weight == pytest.approx(1 - 0.0018)
     assert values.spoof_probability == pytest.approx(1 - 0.5 * 0.18)

@@ -15,18 +15,16 @@ from threedgp.errors import DivergenceError
 from threedgp.files import read_json_lines
 from threedgp.processes import World
 from threedgp.runs.run import Run
+from threedgp.training.divergence import Trigger
 from threedgp.training.log import RunLog
-from threedgp.training.observer import MetricReading
+from threedgp.training.observer import Evaluation
 from threedgp.training.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
 QUICK_RECOVERY = (
-    "training.divergence.grace_kimg=0.0",
-    "training.divergence.settle_kimg=0.0",
+    "training.divergence.grace=0.1",
     "training.divergence.candidate_ticks=1",
-    "training.divergence.healthy_ticks=1",
-    "training.divergence.step_back_kimg=0.0",
-    "training.divergence.diversity_every=1000",
+    "training.divergence.diversity_ticks=1000",
 )
 
 
@@ -120,14 +118,16 @@ def test_a_rollback_that_was_interrupted_is_carried_out_at_the_next_start(worksp
     assert again.train().finished
 
 
-def test_lowered_learning_rates_after_the_third_attempt(workspace):
+def test_lowered_learning_rates_after_the_second_attempt(workspace):
     trainer = make_trainer(workspace, "slow", *QUICK_RECOVERY)
-    trainer.recovery.slow_down = lambda nimg: (0.5, 2.0)
-    trainer._batches = trainer._open_data()
-    trainer.iteration(next(trainer._batches))
+    trigger = Trigger("generator loss", 16, 16, {})
+    for _ in range(2):
+        trainer.recovery.decide(trigger, [])
+    trainer._begin_stretch()
+    trainer.iteration(next(trainer.batches))
     for name, optimizer in trainer.state.optimizers.items():
         (group,) = optimizer.param_groups
-        assert group["lr"] == pytest.approx(0.5 * optimizer.defaults["lr"]), name
+        assert group["lr"] == pytest.approx(0.1 * optimizer.defaults["lr"]), name
 
 
 def test_the_best_checkpoint_survives_pruning(workspace):
@@ -147,7 +147,7 @@ def test_the_best_checkpoint_survives_pruning(workspace):
         earlier = trainer.run.best()
         best = earlier is None or value >= earlier.value
         trainer.run.append_metrics({"metric": "nfs8", "results": {"nfs8": value}, "checkpoint": f"{nimg:09d}"})
-        return MetricReading(value, True, best)
+        return Evaluation({"nfs8": value}, None, best)
 
     trainer.observer.evaluate = evaluate
     trainer.train()

@@ -18,7 +18,7 @@ from threedgp.training.camera_regularizers import PARAMETERS
 from threedgp.training.draws import Fakes
 from threedgp.training.ema import ema_beta, update_ema
 from threedgp.training.patches import PatchParams
-from threedgp.training.phases import RealBatch, Setup, generate, phases, set_trainable, update_running_means
+from threedgp.training.phases import RealBatch, Setup, phases, run_G, set_trainable, update_running_means
 from threedgp.training.schedules import schedule_values
 from threedgp.training.state import adam_settings
 
@@ -115,11 +115,10 @@ class Step:
         self.load(self.G, "G", ())
         self.load(self.D, "D", (r"b(16|8)\.fromrgb\.",))  # never used
         self.G_ema = copy.deepcopy(self.G)
-        self.G.set_progress(NIMG / 1000)
+        values = schedule_values(NIMG, self.profile)
+        self.G.set_progress(values.density_noise_std, values.depth_progress)
         self.seen = []  # what the discriminator received
-        self.setup = Setup(
-            self.profile, self.G, self.D, schedule_values(NIMG, self.profile), torch.zeros(()), augment=self.see
-        )
+        self.setup = Setup(self.profile, self.G, self.D, values, torch.zeros(()), augment=self.see)
         images = torch.cat([self.data["real/img"], blur(self.data["real/depth"], 0.6)], dim=1)
         self.real = RealBatch(images, self.data["real/c"], torch.zeros(BATCH, 3), self.data["real/embs"])
 
@@ -217,7 +216,7 @@ def test_each_phase_equals_the_reference(step, name):
 @pytest.mark.parametrize("key", ["G", "D"])
 def test_fakes_equal_the_reference(step, key):
     draws = step.draws(key)
-    fake = generate(step.setup, draws.fakes(BATCH), draws, draws.patches("fake", BATCH))
+    fake = run_G(step.setup, draws.fakes(BATCH), draws, draws.patches("fake", BATCH))
     assert own_scale_error(fake.images, step.data[f"fixed/{key}/G_output"]) < 2e-5
     assert own_scale_error(fake.camera.to_vector(), step.data[f"fixed/{key}/camera_posterior"]) < 1e-6
 

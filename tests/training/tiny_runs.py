@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
 import socket
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,8 +16,9 @@ from PIL import Image
 from tests.training.small import tiny_profile
 from threedgp.config.workspace import Workspace
 from threedgp.files import write_json
-from threedgp.launch.here import LaunchOptions, StopRequest, train_here
+from threedgp.launch.here import LaunchOptions, train_here
 from threedgp.progress import NullProgress
+from threedgp.runs import catalog, checkpoint
 from threedgp.runs.run import Run
 
 IMAGES = 12
@@ -61,47 +63,19 @@ class KillAt(NullProgress):
     def __init__(self, nimg: int):
         self.nimg, self.seen = nimg, 0
 
-    def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None:
-        self.seen = done
-
-    def advance(self, count: int = 1) -> None:
-        self.seen += count
-        if self.seen >= self.nimg:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _train(folder: str, rank: int, size: int, port: int, kill_at: int | None) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-    }
-    progress = NullProgress() if kill_at is None else KillAt(kill_at)
-    train_here(Run(Path(folder)), LaunchOptions(processes=size), StopRequest(), progress)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody uses now."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
-def start(run: Run, processes: int = 1, kill_at: int | None = None) -> list[multiprocessing.Process]:
+    def start(run: Run, processes: int = 1, **disturbance: int) -> list[multiprocessing.Process]:
     """Start training a run in processes of its own."""
     port = free_port()
-    arguments = [(str(run.folder), rank, processes, port, kill_at) for rank in range(processes)]
+    arguments = [(str(run.folder), rank, processes, port, Disturbance(**disturbance)) for rank in range(processes)]
     started = [context.Process(target=_train, args=args) for args in arguments]
     for process in started:
         process.start()
     return started
 
 
-def train(run: Run, processes: int = 1, kill_at: int | None = None) -> list[int]:
+def train(run: Run, processes: int = 1, **disturbance: int) -> list[int]:
     """Train a run in processes of its own until its end or until they are killed; returns their exit codes."""
-    started = start(run, processes, kill_at)
+    started = start(run, processes, **disturbance)
     for process in started:
         process.join(120)
     codes = [process.exitcode for process in started]
@@ -111,11 +85,5 @@ def train(run: Run, processes: int = 1, kill_at: int | None = None) -> list[int]
 
 
 def checkpoint_bytes(path: Path) -> dict[str, bytes]:
-    """Every tensor file of a checkpoint."""
-    return {file.name: file.read_bytes() for file in sorted(path.glob("*.safetensors"))}
-
-
-def counters(path: Path) -> dict:
-    """The counters of a checkpoint, but for the time it took."""
-    found = json.loads((path / "state.json").read_text())["counters"]
-    return {name: value for name, value in found.items() if name != "elapsed"}
+    """Every file of a checkpoint that says where the run is."""
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.name != "manifest.json"}

@@ -174,8 +174,8 @@ class Workload:
     def __init__(self, profile: Profile, variant: Variant, device: torch.device):
         self.profile = profile.model_copy(update={"precision": variant.precision, "compile": variant.compiled})
         self.variant, self.device = variant, device
-        self.state = TrainingState.build(self.profile, device)
         self.world = World(rank=0, size=1, device=device)
+        self.state = TrainingState.build(self.profile, self.world)
         self.labels = SyntheticLabels(profile.data.num_classes)
         self.phases = phases(self.profile)
         self.number = 0
@@ -218,14 +218,8 @@ class Workload:
         state = self.state
         values = schedule_values(0, self.profile)
         setup = Setup(self.profile, state.G, state.D, values, state.path_length_mean)
-        draws = Draws(
-            self.profile,
-            self.labels,
-            (SEED, 0, self.number, phase.name, 0),
-            kimg=values.kimg,
-            spoof_probability=values.spoof_probability,
-            device=self.device,
-        )
+        key = (SEED, 0, self.number, phase.name, 0)
+        draws = Draws(self.profile, self.labels, key, values, device=self.device)
         state.optimizers[phase.network].zero_grad(set_to_none=True)
         set_trainable(setup, phase.network)
         phase.run(setup, self.real, draws, phase.interval)

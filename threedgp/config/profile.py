@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from threedgp.config.retired import modernize
 from threedgp.config.rules import resolve
 from threedgp.config.schema import Profile
 from threedgp.errors import ConfigError
@@ -136,7 +137,7 @@ def validate(tree: Mapping[str, Any], where: str = "") -> Profile:
     Sections are merged over the schema's defaults key by key: setting camera.fov.max keeps the default camera.fov.min.
     """
     try:
-        return Profile.model_validate(merge(_DEFAULTS, tree))
+        return Profile.model_validate(merge(_DEFAULTS, modernize(tree)))
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors(include_url=False)]
         raise ConfigError(" ".join(([f"{where}:"] if where else []) + problems[:6])) from None

@@ -363,35 +363,21 @@ class AdaptiveAugmentConfig(Section):
 
 
 class DivergenceConfig(Section):
-    """When a run counts as diverged, and how it recovers. Spans are in kimg, windows in ticks."""
+    """When a run counts as diverged, and how it recovers; see `threedgp.training.divergence` and `.recovery`."""
 
-    enabled: bool = True
-    grace_kimg: float = Field(200.0, ge=0, description="soft criteria are off at the start of a run")
-    settle_kimg: float = Field(40.0, ge=0, description="and for this long after a rollback")
-    nonfinite_fraction: float = Field(0.01, ge=0, le=1, description="iterations of a tick with non-finite gradients")
-    saturated_sign: float = Field(0.98, ge=0, le=1)
-    saturated_loss: float = Field(0.02, ge=0)
-    saturated_ticks: int = Field(5, ge=1)
-    generator_loss_floor: float = Field(8.0, ge=0)
-    generator_loss_factor: float = Field(4.0, ge=1)
-    generator_loss_ticks: int = Field(5, ge=1)
-    logit_limit: float = Field(100.0, gt=0)
-    logit_ticks: int = Field(3, ge=1)
-    diversity_factor: float = Field(0.2, ge=0, le=1)
-    diversity_readings: int = Field(3, ge=1)
-    diversity_every: int = Field(10, ge=1)
-    metric_factor: float = Field(1.5, ge=1)
-    metric_margin: float = Field(15.0, ge=0)
-    candidate_ticks: int = Field(50, ge=1, description="ticks between rolling checkpoints")
-    candidates: int = Field(6, ge=1, description="rolling checkpoints kept")
-    healthy_ticks: int = Field(25, ge=0, description="quiet ticks after which a checkpoint counts as healthy")
-    step_back_kimg: float = Field(100.0, ge=0)
-    region_kimg: float = Field(400.0, ge=0)
-    calm_kimg: float = Field(800.0, ge=0)
-    slow_kimg: float = Field(200.0, ge=0, description="span of lowered learning rates in the third attempt")
-    return_kimg: float = Field(100.0, ge=0)
-    attempts: int = Field(3, ge=1, description="per region")
-    rollbacks: int = Field(8, ge=0, description="per run")
+    enabled: bool = Field(True, description="watch the run, and go back to a healthy checkpoint when it diverges")
+    grace: float = Field(
+        0.008, ge=0, le=1, description="share of training.kimg at the start in which only NaN and infinity count"
+    )
+    patience: int = Field(5, ge=1, description="ticks on end for which losses or logits must be bad")
+    generator_loss_floor: float = Field(8.0, ge=0, description="a generator's loss below this is never bad")
+    generator_loss_factor: float = Field(4.0, ge=1, description="nor one below this multiple of what is normal")
+    diversity_ticks: int = Field(10, ge=1, description="ticks between two looks at whether all samples are alike")
+    candidate_ticks: int = Field(
+        50, ge=1, description="ticks between checkpoints to go back to; one is healthy after half as many quiet ones"
+    )
+    attempts: int = Field(4, ge=1, description="rollbacks for the same stretch of training")
+    rollbacks: int = Field(8, ge=0, description="rollbacks of a whole run")
 
 
 class CheckpointConfig(Section):
@@ -437,6 +423,9 @@ class Profile(Section):
     name: str
     description: str = ""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    deterministic: bool = Field(
+        False, description="same bytes for the same seed on GPUs too, at the price of speed; CPUs always give them"
+    )
     compile: bool = Field(False, description="torch.compile the backbone and the discriminator's first-order passes")
     gpus: int = Field(1, ge=1, description="how many the values were chosen for")
     data: DataConfig = DataConfig()

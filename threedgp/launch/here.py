@@ -124,7 +124,7 @@ def train_here(
             full, training diverged beyond repair.
     """
     with join_world(options.device) as world:
-        set_precision(run.profile.precision)
+        set_precision(run.profile.precision, deterministic=run.profile.deterministic)
         if world.device.type == "cpu":
             keep_memory()
         with run.lock() if world.is_main else nullcontext():
@@ -136,7 +136,9 @@ def train_here(
                 for name in (STOP_FILE, DONE_FILE):  # of an earlier start
                     (run.folder / name).unlink(missing_ok=True)
             world.barrier()
-            log = RunLog(run.folder, wandb_project=options.wandb, name=run.name) if world.is_main else None
+            log = None
+            if world.is_main:
+                log = RunLog(run.folder, wandb_project=options.wandb, name=run.name, progress=progress)
             try:
                 trainer = Trainer(run, world, dataset, log=log, should_stop=request, progress=progress)
                 trainer.restore()
@@ -196,10 +198,19 @@ def record_data(run: Run, path: Path) -> None:
     write_json(run.folder / DATA_FILE, {"path": str(path.resolve())})
 
 
-def set_precision(precision: str) -> None:
-    """Choose how matrix products and convolutions of float32 numbers are computed on a GPU."""
+def set_precision(precision: str, *, deterministic: bool = False) -> None:
+    """Choose how matrix products and convolutions of float32 numbers are computed on a GPU.
+
+    Args:
+        precision: `fp32` for all digits; else some of them are traded for speed.
+        deterministic: the same sums in the same order every time. Without it the fastest algorithms are looked for, and
+            several threads add to one number in any order. CPUs always repeat themselves.
+    """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic and torch.cuda.is_available())
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
 
 
 def _forget_terminal() -> None:

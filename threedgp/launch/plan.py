@@ -23,7 +23,8 @@ from threedgp.ops import native
 from threedgp.rendering.frustum import check_viewing_frustum
 from threedgp.runs.catalog import NewerCheckpointError, checkpoint_nimg, read_manifest
 from threedgp.runs.checkpoint import check_profile
-from threedgp.runs.run import DONE_FILE, Run
+from threedgp.runs.run import CLOCK_FILE, DONE_FILE, Run
+from threedgp.training.trainer import Clock
 
 
 @dataclass(frozen=True)
@@ -264,12 +265,15 @@ def outcome(run: Run, profile: Profile | None = None) -> dict[str, Any]:
     checkpoints = run.checkpoints()
     nimg = checkpoint_nimg(checkpoints[-1]) if checkpoints else 0
     wanted = profile or run.profile
+    minutes = wanted.training.max_minutes
     ended = wanted == run.profile and (run.folder / DONE_FILE).exists()
+    late = minutes is not None and Clock(run.folder / CLOCK_FILE).seconds >= 60 * minutes
     return {
         "run": run.name,
         "folder": str(run.folder),
         "kimg": nimg / 1000,
-        "finished": ended or nimg >= 1000 * wanted.training.kimg,
+        "finished": ended or late or nimg >= 1000 * wanted.training.kimg,
+        "ended_by": "training.kimg" if nimg >= 1000 * wanted.training.kimg else "training.max_minutes",
         "checkpoint": checkpoints[-1].name if checkpoints else None,
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from threedgp.errors import DataError
+from threedgp.errors import DataError, NotFiniteError
 from threedgp.metrics.processes import Processes
 
 _EPS = torch.finfo(torch.float64).eps
@@ -146,7 +146,7 @@ def require_finite(features: torch.Tensor, numbers: Sequence[int]) -> None:
     """
     bad = ~torch.isfinite(features).all(dim=1)
     if bad.any():
-        raise DataError(
+        raise NotFiniteError(
             f"The features of image {numbers[int(bad.nonzero()[0])]} are not finite ({int(bad.sum())} of "
             f"{len(bad)} in its batch): the checkpoint has probably diverged, or the extractor's weights are damaged."
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from threedgp.errors import DataError
+from threedgp.errors import DataError, NotFiniteError
 
 NUM_BINS = 64
 CUT_QUANTILE = 0.5  # densities below this quantile are removed before rendering: thin fog is not geometry
@@ -43,7 +43,7 @@ def depth_entropy(depth: torch.Tensor, near: float, far: float, bins: int = NUM_
         raise DataError(f"The depth histogram needs near < far, not near={near:g}, far={far:g}.")
     depth = depth.flatten(1)
     if not torch.isfinite(depth).all():
-        raise DataError("A rendered depth map is not finite: the checkpoint has probably diverged.")
+        raise NotFiniteError("A rendered depth map is not finite: the checkpoint has probably diverged.")
     clamped = ((depth < near) | (depth > far)).double().mean(dim=1)
     # The position inside the range is computed in the depth's own precision, like torch.histc on float32 maps.
     position = (depth.clamp(near, far) - near) / (far - near) * bins

@@ -53,7 +53,6 @@ def build_generator(profile: Profile) -> Generator | StyleGAN2Generator:
         mlp_layers=config.tri_plane.mlp.layers,
         mlp_hidden_dim=config.tri_plane.mlp.hidden_dim,
         density_noise_std=config.density_noise.init_std,
-        density_noise_anneal_kimg=config.density_noise.anneal_kimg,
         depth_adaptor=_depth_adaptor(profile),
         camera_adaptor=_camera_adaptor(profile),
         **options,
@@ -135,7 +134,6 @@ def _depth_adaptor(profile: Profile) -> DepthAdaptor | None:
         layers=config.layers,
         out_strategy=config.out_strategy,
         start_p=config.selection_start_p,
-        anneal_kimg=config.anneal_kimg,
         offset_max_fraction=config.near_plane_offset_max_fraction,
         offset_bias=config.near_plane_offset_bias,
     )

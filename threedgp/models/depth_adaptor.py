@@ -31,7 +31,6 @@ class DepthAdaptor(nn.Module):
         layers: their number n; with 0 only candidate 0 exists.
         out_strategy: `random`, `last` or `mean` (over all candidates).
         start_p: probability of candidate 0 once annealing has ended; at most 2/(n+1).
-        anneal_kimg: when it ends.
         offset_max_fraction: the near plane moves by at most this fraction of far − near.
         offset_bias: initial value of the offset before its sigmoid.
 
@@ -49,7 +48,6 @@ class DepthAdaptor(nn.Module):
         layers: int = 3,
         out_strategy: OutStrategy = "random",
         start_p: float = 0.1,
-        anneal_kimg: float = 10000.0,
         offset_max_fraction: float = 0.25,
         offset_bias: float = -3.0,
     ):
@@ -63,7 +61,7 @@ class DepthAdaptor(nn.Module):
             )
         self.near, self.far = near, far
         self.out_strategy = out_strategy
-        self.start_p, self.anneal_kimg = start_p, anneal_kimg
+        self.start_p = start_p
         self.offset_max_fraction = offset_max_fraction
         self.near_plane_offset_raw = nn.Parameter(torch.tensor([float(offset_bias)]))
         self.register_buffer("progress_coef", torch.zeros(1))
@@ -72,9 +70,9 @@ class DepthAdaptor(nn.Module):
         )
         self.head = Conv2dLayer(hidden_dim, 1, 1) if layers else None
 
-    def set_progress(self, kimg: float) -> None:
-        """Move the annealing of the selection probabilities to `kimg` thousand images."""
-        self.progress_coef.fill_(min(kimg / self.anneal_kimg, 1.0) if self.anneal_kimg > 0 else 1.0)
+    def set_progress(self, progress: float) -> None:
+        """Anneal the selection probabilities from equal ones, 0, to preferring the deepest candidates, 1."""
+        self.progress_coef.fill_(progress)
 
     def near_plane_offset(self) -> Tensor:
         """[1] how far the near plane has moved towards the far plane, world units."""

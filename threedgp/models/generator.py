@@ -84,7 +84,7 @@ class Generator(nn.Module):
         cube_scale: half side of the scene cube in world units.
         plane_resolution, plane_features: size of the three planes and channels of each.
         mlp_layers, mlp_hidden_dim: the field's MLP, at least 2 layers.
-        density_noise_std: of raw densities in training, fading to 0 at density_noise_anneal_kimg.
+        density_noise_std: of raw densities in training, until `set_progress` changes it.
         depth_adaptor, camera_adaptor: None where training does without them.
         map_depth: mapping layers.
         camera_encoding, camera_dropout, mean_camera: see `MappingNetwork`.
@@ -108,7 +108,6 @@ class Generator(nn.Module):
         mlp_layers: int = 2,
         mlp_hidden_dim: int = 64,
         density_noise_std: float = 1.0,
-        density_noise_anneal_kimg: float = 5000.0,
         depth_adaptor: DepthAdaptor | None = None,
         camera_adaptor: CameraAdaptor | None = None,
         map_depth: int = 2,
@@ -125,7 +124,6 @@ class Generator(nn.Module):
         self.render_options = render_options
         self.cube_scale = cube_scale
         self.plane_features = plane_features
-        self.density_noise_init_std, self.density_noise_anneal_kimg = density_noise_std, density_noise_anneal_kimg
         self.density_noise_std = density_noise_std
         backbone = SynthesisNetwork(w_dim, plane_resolution, 3 * plane_features, **backbone_options)
         self.num_ws = backbone.num_ws
@@ -157,12 +155,11 @@ class Generator(nn.Module):
     def camera_adaptor(self) -> CameraAdaptor | None:
         return getattr(self.synthesis, "camera_adaptor", None)
 
-    def set_progress(self, kimg: float) -> None:
-        """Set what follows a schedule, density noise and depth candidates, to `kimg` thousand images of training."""
-        left = 1.0 - kimg / self.density_noise_anneal_kimg if self.density_noise_anneal_kimg > 0 else 0.0
-        self.density_noise_std = self.density_noise_init_std * max(left, 0.0)
+    def set_progress(self, density_noise_std: float, depth_progress: float) -> None:
+        """Set what follows a schedule in training: the noise on densities, and `DepthAdaptor.set_progress`."""
+        self.density_noise_std = density_noise_std
         if self.depth_adaptor is not None:
-            self.depth_adaptor.set_progress(kimg)
+            self.depth_adaptor.set_progress(depth_progress)
 
     def adapt_camera(self, camera: Camera, z: Tensor, c: Tensor | None = None) -> Camera:
         """Posterior cameras for B prior cameras, latents [B, z_dim] and classes [B, c_dim]; the prior's where the

@@ -340,7 +340,7 @@ class StyleGAN2Generator(nn.Module):
             mean_camera=mean_camera,
         )
 
-    def set_progress(self, kimg: float) -> None:
+    def set_progress(self, density_noise_std: float, depth_progress: float) -> None:
         """Nothing in a 2D generator follows a schedule; here so that all generators are trained alike."""
 
     def synthesize(

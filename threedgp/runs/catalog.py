@@ -115,14 +115,19 @@ def checkpoint_nimg(path: Path | str) -> int:
     return int(match[1] if match else name)
 
 
-def find_latest(folder: Path | str, progress: Progress = NULL_PROGRESS) -> Path | None:
+def find_latest(folder: Path | str, progress: Progress = NULL_PROGRESS, *, at_most: int | None = None) -> Path | None:
     """The newest checkpoint that verifies, or None. Damaged newer ones are passed over with a note each.
+
+    Args:
+        at_most: only those of so many images or fewer.
 
     Raises:
         NewerCheckpointError: the newest one needs a newer version of this program: an older checkpoint would silently
             throw training away.
     """
     for path in reversed(list_checkpoints(folder)):
+        if at_most is not None and checkpoint_nimg(path) > at_most:
+            continue
         try:
             verify_checkpoint(path)
         except NewerCheckpointError:

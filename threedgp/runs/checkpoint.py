@@ -83,7 +83,7 @@ def save_checkpoint(
     work = folder / f".{target.name}{TEMPORARY_MARK}{secrets.token_hex(4)}"
     groups = {group: _storable(group, members) for group, members in tensors.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not the run's own folder, which may have been moved
         clean_leftovers(folder)
         needed = sum(value.nbytes for members in groups.values() for value in members.values())
         free = shutil.disk_usage(folder).free

@@ -8,6 +8,8 @@ runs/<profile>-<number>/
     tensorboard/      the same for TensorBoard
     samples/          pictures made while training
     data.json         which training set it uses
+    clock.json        seconds of training so far
+    recovery.jsonl    one line for each return to a healthy checkpoint after a divergence
     starts.jsonl      one line for each start: command, versions, machine; code/ holds the code of each
     slurm/            scripts and logs of cluster jobs
     lock              held by the process that trains
@@ -48,6 +50,7 @@ CONFIG = "config.yaml"
 STOP_FILE = "stop"
 DONE_FILE = "DONE"
 DATA_FILE = "data.json"
+CLOCK_FILE = "clock.json"
 IMPORTED = "import.json"  # beside config.yaml: where an imported run's weights came from
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -222,7 +225,8 @@ class Run:
         paths = self.checkpoints()
         if not paths:
             return "empty"
-        return "done" if checkpoint_nimg(paths[-1]) >= 1000 * self.profile.training.kimg else "stopped"
+        ended = (self.folder / DONE_FILE).exists() or checkpoint_nimg(paths[-1]) >= 1000 * self.profile.training.kimg
+        return "done" if ended else "stopped"
 
     # ---------------------------------------------------------------------------------------------------------- metrics
 

@@ -1,9 +1,9 @@
-"""Noticing that a run has diverged, and deciding where to go back to and what to change.
+"""Noticing that a run has diverged, and knowing which checkpoints proved healthy.
 
 Divergence of this model looks like this: logits of fakes far negative and of reals far positive, so that the
 discriminator's loss vanishes and the generator's grows; gradients that are NaN everywhere; one picture for all latents;
-a jump of the FID. Once a tick the monitor gets the statistics that all processes share and counts how long each
-criterion has held. It decides nothing about files: it names checkpoints by the number of images they were saved at.
+a jump of the FID. Once a tick the monitor gets the statistics of all processes and counts how long each criterion has
+held. It decides nothing about files: it names checkpoints by the number of images they were saved at.
 """
 
 from __future__ import annotations
@@ -12,63 +12,70 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from threedgp.config.schema import DivergenceConfig
 
+BAD_STEPS_SHARE = 0.01  # of a tick's steps may have a non-finite gradient element,
+MIN_BAD_STEPS = 3  # and fewer than these, in ticks on end, are an accident
+SATURATED_SIGN, SATURATED_LOSS = 0.98, 0.02  # a discriminator that has won: nearly all signs right, no loss left
+LOGIT_LIMIT = 100.0  # mean absolute logit
+COLLAPSED_SHARE, COLLAPSED_READINGS = 0.2, 3  # of the usual diversity, at so many readings on end
+METRIC_FACTOR, METRIC_MARGIN, METRIC_EVALUATIONS = 1.5, 15.0, 2  # worse than the best by both, in evaluations on end,
+METRIC_COLLAPSE = 3.0  # or this much worse once
 LOSS_HISTORY = 50  # quiet ticks whose generator losses tell what is normal
 DIVERSITY_HISTORY = 20  # quiet readings of the samples' diversity
-MIN_BAD_STEPS = 3  # steps with non-finite gradients, in ticks on end, that are no accident any more
-METRIC_EVALUATIONS = 2  # bad evaluations in a row
-METRIC_COLLAPSE = 3.0  # or one that is this much worse than the best
+CANDIDATES = 6  # checkpoints that a run may go back to
+
+
+class Spans(NamedTuple):
+    """Stretches of training in thousand images; all follow from `training.divergence.grace` and `training.kimg`."""
+
+    grace: float  # criteria that need experience rest for so long at the start of a run
+    settle: float  # and so long after a rollback
+    step_back: float  # a checkpoint this shortly before the trouble may be infected already
+    region: float  # trouble within this distance is the same trouble
+
+    @classmethod
+    def of(cls, config: DivergenceConfig, kimg: float) -> Spans:
+        grace = config.grace * kimg
+        return cls(grace, settle=grace / 5, step_back=grace / 2, region=2 * grace)
 
 
 @dataclass(frozen=True)
 class TickReading:
-    """What the monitor looks at, equal on all processes. NaN is a legal value everywhere and None means not measured.
+    """What the monitor looks at. NaN is a legal value everywhere and None means not measured.
 
     Attributes:
         nimg: real images shown at the end of the tick.
-        losses: mean of each loss of the tick by name.
-        generator_loss, discriminator_loss: adversarial losses.
-        real_sign, fake_sign: mean sign of the logits.
-        real_size, fake_size: mean absolute logit.
+        means: means of the statistics that the phases report, by name.
         steps, bad_steps: optimiser steps of the tick, and those with a non-finite gradient element.
         weights_finite: all parameters of the networks and of the average are finite.
-        diversity: see `sample_diversity`; measured every `diversity_every` ticks.
-        metric: main metric if it was evaluated at this tick and lower is better.
+        diversity: see `sample_diversity`.
+        scores: every value of the metrics evaluated at this tick, by name.
+        metric: the main metric among them, if lower is better.
     """
 
     nimg: int
-    losses: Mapping[str, float] = field(default_factory=dict)
-    generator_loss: float | None = None
-    discriminator_loss: float | None = None
-    real_sign: float | None = None
-    fake_sign: float | None = None
-    real_size: float | None = None
-    fake_size: float | None = None
+    means: Mapping[str, float] = field(default_factory=dict)
     steps: int = 1
     bad_steps: int = 0
     weights_finite: bool = True
     diversity: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
     metric: float | None = None
 
-    @classmethod
-    def from_means(cls, nimg: int, means: Mapping[str, float], **more) -> TickReading:
-        """From the means of the statistics that the phases report; `more` sets the other attributes."""
-        names = {
-            "generator_loss": "Loss/G/loss",
-            "discriminator_loss": "Loss/D/loss",
-            "real_sign": "Loss/signs/real",
-            "fake_sign": "Loss/signs/fake",
-            "real_size": "Loss/abs_scores/real",
-            "fake_size": "Loss/abs_scores/fake",
-        }
-        values = {attribute: means.get(name) for attribute, name in names.items()}
-        losses = {name: value for name, value in means.items() if name.startswith("Loss/")}
-        return cls(nimg, losses, **values, **more)
+    @property
+    def losses(self) -> dict[str, float]:
+        return {name: value for name, value in self.means.items() if name.startswith("Loss/")}
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether weights and losses are; if not, nothing else needs to be looked at."""
+        return self.weights_finite and all(math.isfinite(value) for value in self.losses.values())
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Trigger:
     criterion: str
     first_nimg: int
     nimg: int
-    values: dict[str, float | str | None]
+    values: dict[str, Any]
 
 
 @dataclass
@@ -93,14 +100,18 @@ class Candidate:
 class DivergenceMonitor:
     """Watches the statistics of a run tick by tick and keeps account of which checkpoints proved healthy.
 
-    Immediate criteria: `non-finite value` (a loss or a weight), `non-finite gradients` (in more than a share of the
-    steps). Criteria that must hold for several ticks: `saturated discriminator`, `generator loss`, `logit size`; for
-    several readings: `collapsed samples`; for two evaluations: `metric`. The latter five rest at the start of a run and
-    for a while after a rollback. All thresholds are in the profile's `training.divergence`.
+    Immediate criteria: `non-finite value` (a loss or a weight), `non-finite score`, `non-finite gradients`. Criteria
+    that must hold for several ticks: `saturated discriminator`, `generator loss`, `logit size`; for several readings:
+    `collapsed samples`; for two evaluations: `metric`. The latter five rest at the start of a run and for a while
+    after a rollback, and no checkpoint can prove healthy while they do.
+
+    Args:
+        config: `training.divergence` of the profile.
+        kimg: length of the run in thousand images, of which the spans are shares.
     """
 
-    def __init__(self, config: DivergenceConfig):
-        self.config = config
+    def __init__(self, config: DivergenceConfig, kimg: float):
+        self.config, self.spans = config, Spans.of(config, kimg)
         self.candidates: list[Candidate] = []
         self.rolled_back_nimg: int | None = None
         self._streaks: dict[str, list[int]] = {}  # criterion -> [count so far, nimg of the first]
@@ -118,7 +129,7 @@ class DivergenceMonitor:
         """Count a checkpoint that is about to be saved among the candidates; the oldest are forgotten."""
         self.candidates = [c for c in self.candidates if c.nimg != nimg]
         self.candidates.append(Candidate(nimg))
-        self.candidates = self.candidates[-self.config.candidates :]
+        self.candidates = self.candidates[-CANDIDATES:]
 
     def kept(self) -> list[int]:
         """Image counts of the checkpoints that must not be deleted."""
@@ -141,48 +152,46 @@ class DivergenceMonitor:
         """Take note of a tick; a trigger when the run has diverged."""
         if not self.config.enabled:
             return None
-        config = self.config
-        fired = self._hard(reading)
-        soft = self._is_soft_phase(reading.nimg)
-        if soft and not fired:
-            checks = {
-                "saturated discriminator": (self._is_saturated(reading), config.saturated_ticks),
-                "generator loss": (self._is_generator_loss_high(reading), config.generator_loss_ticks),
-                "logit size": (self._is_logit_large(reading), config.logit_ticks),
-                "collapsed samples": (self._is_collapsed(reading), config.diversity_readings),
-                "metric": (self._is_metric_bad(reading), METRIC_EVALUATIONS),
-            }
-            for criterion, (bad, needed) in checks.items():
-                if self._count(criterion, bad, reading.nimg) >= needed:
-                    fired.append(criterion)
-            if self._has_metric_collapsed(reading):
-                fired.append("metric")
-        if fired:
-            criterion = fired[0]
-            _, first = self._streaks.get(criterion, [1, reading.nimg])
-            return Trigger(criterion, first, reading.nimg, self._values(reading))
-        self._learn(reading, soft)
+        experienced = self._is_experienced(reading.nimg)
+        fired = self._immediate(reading) or (self._lasting(reading) if experienced else None)
+        if fired is not None:
+            _, first = self._streaks.get(fired, [1, reading.nimg])
+            return Trigger(fired, first, reading.nimg, self._values(reading))
+        self._learn(reading, experienced)
         return None
 
-    def _hard(self, reading: TickReading) -> list[str]:
-        """Criteria that need no waiting and hold from the first tick on."""
-        fired = []
-        if not reading.weights_finite or not all(math.isfinite(value) for value in reading.losses.values()):
-            fired.append("non-finite value")
-        share = reading.bad_steps / max(reading.steps, 1)
-        streak = self._streaks.get("non-finite gradients", [0, reading.nimg])
-        if share > self.config.nonfinite_fraction:
-            streak = [streak[0] + reading.bad_steps, streak[1]]
-            self._streaks["non-finite gradients"] = streak
-            if streak[0] >= MIN_BAD_STEPS:
-                fired.append("non-finite gradients")
-        else:
-            self._streaks.pop("non-finite gradients", None)
-        return fired
+    def _immediate(self, reading: TickReading) -> str | None:
+        """A criterion that holds from the first tick on."""
+        if not reading.is_finite:
+            return "non-finite value"
+        if not all(math.isfinite(value) for value in reading.scores.values()):
+            return "non-finite score"
+        criterion = "non-finite gradients"
+        if reading.bad_steps <= BAD_STEPS_SHARE * max(reading.steps, 1):
+            self._streaks.pop(criterion, None)
+            return None
+        count, first = self._streaks.get(criterion, [0, reading.nimg])
+        self._streaks[criterion] = [count + reading.bad_steps, first]
+        return criterion if count + reading.bad_steps >= MIN_BAD_STEPS else None
 
-    def _is_soft_phase(self, nimg: int) -> bool:
-        settled = self.rolled_back_nimg is None or nimg >= self.rolled_back_nimg + 1000 * self.config.settle_kimg
-        return settled and nimg >= 1000 * self.config.grace_kimg
+    def _is_experienced(self, nimg: int) -> bool:
+        settled = self.rolled_back_nimg is None or nimg >= self.rolled_back_nimg + 1000 * self.spans.settle
+        return settled and nimg >= 1000 * self.spans.grace
+
+    def _lasting(self, reading: TickReading) -> str | None:
+        """The first criterion that has held long enough."""
+        patience = self.config.patience
+        checks = {
+            "saturated discriminator": (self._is_saturated(reading.means), patience),
+            "generator loss": (self._is_generator_loss_high(reading.means), patience),
+            "logit size": (self._is_logit_large(reading.means), patience),
+            "collapsed samples": (self._is_collapsed(reading.diversity), COLLAPSED_READINGS),
+            "metric": (self._is_metric_bad(reading.metric), METRIC_EVALUATIONS),
+        }
+        fired = [name for name, (bad, needed) in checks.items() if self._count(name, bad, reading.nimg) >= needed]
+        if reading.metric is not None and reading.metric > METRIC_COLLAPSE * (self._best_metric or math.inf):
+            fired.append("metric")
+        return fired[0] if fired else None
 
     def _count(self, criterion: str, bad: bool | None, nimg: int) -> int:
         """Length of the criterion's streak after this tick; None (not measured) leaves it as it is."""
@@ -195,57 +204,56 @@ class DivergenceMonitor:
         self._streaks[criterion] = [count + 1, first]
         return count + 1
 
-    def _is_saturated(self, r: TickReading) -> bool | None:
-        if r.real_sign is None or r.fake_sign is None or r.discriminator_loss is None:
+    def _is_saturated(self, means: Mapping[str, float]) -> bool | None:
+        names = ("Loss/signs/real", "Loss/signs/fake", "Loss/D/loss")
+        if not all(name in means for name in names):
             return None
-        limit = self.config.saturated_sign
-        return r.real_sign > limit and r.fake_sign < -limit and r.discriminator_loss < self.config.saturated_loss
+        real, fake, loss = (means[name] for name in names)
+        return real > SATURATED_SIGN and fake < -SATURATED_SIGN and loss < SATURATED_LOSS
 
-    def _is_generator_loss_high(self, r: TickReading) -> bool | None:
-        if r.generator_loss is None:
+    def _is_generator_loss_high(self, means: Mapping[str, float]) -> bool | None:
+        if "Loss/G/loss" not in means:
             return None
         normal = statistics.median(self._generator_losses) if self._generator_losses else 0.0
-        limit = max(self.config.generator_loss_floor, self.config.generator_loss_factor * normal)
-        return r.generator_loss > limit
+        return means["Loss/G/loss"] > max(self.config.generator_loss_floor, self.config.generator_loss_factor * normal)
 
-    def _is_logit_large(self, r: TickReading) -> bool | None:
-        sizes = [size for size in (r.real_size, r.fake_size) if size is not None]
-        return max(sizes) > self.config.logit_limit if sizes else None
+    def _is_logit_large(self, means: Mapping[str, float]) -> bool | None:
+        sizes = [means[name] for name in ("Loss/abs_scores/real", "Loss/abs_scores/fake") if name in means]
+        return max(sizes) > LOGIT_LIMIT if sizes else None
 
-    def _is_collapsed(self, r: TickReading) -> bool | None:
-        if r.diversity is None or not self._diversities:
+    def _is_collapsed(self, diversity: float | None) -> bool | None:
+        if diversity is None or not self._diversities:
             return None
-        return not r.diversity >= self.config.diversity_factor * statistics.median(self._diversities)
+        return not diversity >= COLLAPSED_SHARE * statistics.median(self._diversities)
 
-    def _is_metric_bad(self, r: TickReading) -> bool | None:
-        if r.metric is None or self._best_metric is None:
-            return None
+    def _is_metric_bad(self, metric: float | None) -> bool | None:
         best = self._best_metric
-        return not (r.metric <= self.config.metric_factor * best or r.metric <= best + self.config.metric_margin)
+        if metric is None or best is None:
+            return None
+        return metric > METRIC_FACTOR * best and metric > best + METRIC_MARGIN
 
-    def _has_metric_collapsed(self, r: TickReading) -> bool:
-        return r.metric is not None and self._best_metric is not None and r.metric > METRIC_COLLAPSE * self._best_metric
-
-    def _learn(self, reading: TickReading, soft: bool) -> None:
+    def _learn(self, reading: TickReading, experienced: bool) -> None:
         """Update what is normal, and the health of the candidates, after a tick without a trigger."""
         quiet = not self._streaks
-        if reading.metric is not None and math.isfinite(reading.metric):
+        if reading.metric is not None:
             best = math.inf if self._best_metric is None else self._best_metric
             self._best_metric = min(reading.metric, best)
-        if quiet and reading.generator_loss is not None:
-            self._generator_losses = [*self._generator_losses, reading.generator_loss][-LOSS_HISTORY:]
-        if quiet and soft and reading.diversity is not None:  # the first samples are noise and say nothing
+        if quiet and "Loss/G/loss" in reading.means:
+            self._generator_losses = [*self._generator_losses, reading.means["Loss/G/loss"]][-LOSS_HISTORY:]
+        if not experienced:  # the first samples are noise and say nothing, and no criterion says that all is well
+            return
+        if quiet and reading.diversity is not None:
             self._diversities = [*self._diversities, reading.diversity][-DIVERSITY_HISTORY:]
         for candidate in self.candidates:
             if not candidate.healthy and candidate.nimg < reading.nimg:
                 candidate.quiet_ticks = candidate.quiet_ticks + 1 if quiet else 0
-                candidate.healthy = candidate.quiet_ticks >= max(self.config.healthy_ticks, 1)
+                candidate.healthy = candidate.quiet_ticks >= max(self.config.candidate_ticks // 2, 1)
 
     @staticmethod
-    def _values(reading: TickReading) -> dict[str, float | str | None]:
+    def _values(reading: TickReading) -> dict[str, Any]:
         """The reading as JSON can hold it: NaN and infinity as text."""
-        values = asdict(reading)
-        values |= values.pop("losses")
+        values = asdict(reading) | reading.losses | reading.scores
+        del values["means"], values["scores"]
         return {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
@@ -253,7 +261,7 @@ class DivergenceMonitor:
 
     # ----------------------------------------------------------------------------------------------------------- state
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Everything as JSON."""
         return {
             "candidates": [asdict(c) for c in self.candidates],
@@ -264,7 +272,7 @@ class DivergenceMonitor:
             "best_metric": self._best_metric,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.candidates = [Candidate(**c) for c in state["candidates"]]
         self.rolled_back_nimg = state["rolled_back_nimg"]

@@ -19,6 +19,7 @@ from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraPrior
 from threedgp.config.schema import Profile
 from threedgp.training.patches import PatchParams, sample_patches
+from threedgp.training.schedules import ScheduleValues
 
 
 def derive_seed(*key: int | str) -> int:
@@ -48,7 +49,7 @@ class Fakes:
     z: Tensor
     c: Tensor
     camera: Camera
-    told_angles: Tensor
+    conditioning_angles: Tensor
 
 
 class Draws:
@@ -58,8 +59,7 @@ class Draws:
         profile: resolved.
         labels: the training set.
         key: (seed, stream, iteration, phase, micro-batch over all processes).
-        kimg: position in the schedules.
-        spoof_probability: share of fakes that are told another's camera.
+        values: scheduled values of this iteration.
         device: where the numbers are made and used.
     """
 
@@ -68,13 +68,11 @@ class Draws:
         profile: Profile,
         labels: Labels,
         key: tuple[int | str, ...],
+        values: ScheduleValues,
         *,
-        kimg: float,
-        spoof_probability: float = 0.0,
         device: torch.device | str = "cpu",
     ):
-        self.profile, self.labels, self.kimg = profile, labels, kimg
-        self.spoof_probability = spoof_probability
+        self.profile, self.labels, self.values = profile, labels, values
         self.device = torch.device(device)
         self.prior = CameraPrior(profile.camera)
         self.seed = derive_seed(*key)
@@ -116,7 +114,7 @@ class Draws:
         if not patch.enabled:
             return None
         group = self.profile.model.discriminator.mbstd_group_size or count
-        return sample_patches(count, patch, self.kimg, self.generator, group)
+        return sample_patches(count, patch, self.values.kimg, self.generator, group)
 
     def fakes(self, count: int, labels: Tensor | None = None) -> Fakes:
         """Inputs of the generator. Classes are those of random items, so they are as frequent as in the data.
@@ -130,7 +128,7 @@ class Draws:
         if self.profile.camera.origin.dist == "custom":
             angles = torch.stack([self.labels.camera_angles(i) for i in items]).to(self.device)
         camera = self.cameras("fakes", count, angles)
-        return Fakes(self.latents("fakes", count), c, camera, self._told(camera.angles))
+        return Fakes(self.latents("fakes", count), c, camera, self._conditioning_angles(camera.angles))
 
     def synthesis(self, count: int) -> dict:
         """Keyword arguments of the generator's synthesis that fix its layer noise and the places of its ray samples."""
@@ -142,11 +140,11 @@ class Draws:
         chance, place = self.uniform("style_mixing", 2).tolist()
         return 1 + int(place * (num_ws - 1)) if chance < probability else num_ws
 
-    def _told(self, angles: Tensor) -> Tensor:
+    def _conditioning_angles(self, angles: Tensor) -> Tensor:
         """Swap the angles of some samples among themselves, so that they say little about the image."""
         if not self.profile.model.generator.camera_conditioning.enabled:
             return angles
-        spoofed = (self.uniform("spoof", len(angles)) < self.spoof_probability).nonzero()[:, 0]
-        told = angles.clone()
-        told[spoofed] = angles[spoofed.roll(1)]
-        return told
+        spoofed = (self.uniform("spoof", len(angles)) < self.values.spoof_probability).nonzero()[:, 0]
+        conditioning = angles.clone()
+        conditioning[spoofed] = angles[spoofed.roll(1)]
+        return conditioning

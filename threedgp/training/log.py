@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +15,7 @@ import torch
 from threedgp.errors import UsageError
 from threedgp.files import append_json_line
 from threedgp.processes import World
+from threedgp.progress import NULL_PROGRESS, Progress
 
 
 class Moments(NamedTuple):
@@ -33,7 +37,23 @@ class Statistics:
         value = torch.as_tensor(value).detach().double()
         count = torch.full_like(value.sum(), float(value.numel()))
         sums = torch.stack([count, value.sum(), value.square().sum()])  # [3]
-        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        self._sums[name] = self._sums[name].to(sums.device) + sums if name in self._sums else sums
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The sums of this process since the last `collect`, as JSON can hold them exactly."""
+        return {name: sums.tolist() for name, sums in self._sums.items()}
+
+    def load_state_dict(self, states: Sequence[dict[str, list[float]]], world: World) -> None:
+        """Continue with the sums of earlier processes: each its own, or the first all if there were others."""
+        if len(states) != world.size and not world.is_main:
+            states = []
+        elif len(states) == world.size:
+            states = [states[world.rank]]
+        self._sums = {}
+        for state in states:
+            for name, sums in state.items():
+                added = torch.tensor(sums, dtype=torch.float64)
+                self._sums[name] = self._sums[name] + added if name in self._sums else added
 
     def collect(self, world: World) -> dict[str, Moments]:
         """Moments of everything reported since the last call, equal on all processes, sorted by name."""
@@ -54,49 +74,101 @@ class Statistics:
 class RunLog:
     """Writes one line a tick to log.jsonl, and to TensorBoard and Weights & Biases; used by rank 0 only.
 
+    A log is a convenience: when it cannot be written (a full disk), a note says so once and training goes on.
+
     Args:
         folder: the run folder.
         wandb_project: send the means to this Weights & Biases project; None: do not.
         name: the run's name there.
+        progress: gets the note.
 
     Raises:
         UsageError: Weights & Biases was asked for but is not installed.
     """
 
-    def __init__(self, folder: Path, *, wandb_project: str | None = None, name: str | None = None):
-        self.path = folder / "log.jsonl"
-        self._board = _tensorboard(folder / "tensorboard")
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        wandb_project: str | None = None,
+        name: str | None = None,
+        progress: Progress = NULL_PROGRESS,
+    ):
+        self.path, self.progress = folder / "log.jsonl", progress
+        self._board: EventFile | None = None
+        self._noted = False
         self._wandb = None
+        with self._best_effort(), suppress(ImportError):
+            self._board = EventFile(folder / "tensorboard")
         if wandb_project is not None:
             self._wandb = require_wandb().init(
                 project=wandb_project, name=name, dir=str(folder), resume="allow", id=name
             )
 
+    @contextmanager
+    def _best_effort(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._noted:
+                self.progress.note(f"The log cannot be written ({error}); training goes on without it.")
+            self._noted = True
+
     def tick(self, nimg: int, moments: dict[str, Moments]) -> None:
         """Write the statistics of a tick; NaN and infinity become null in the JSON line."""
-        values = {name: [_finite(m.mean), _finite(m.std), m.count] for name, m in moments.items()}
-        append_json_line(self.path, {"kind": "tick", "nimg": nimg, "time": time.time(), "statistics": values})
+        self.event("tick", nimg, statistics={n: [_finite(m.mean), _finite(m.std), m.count] for n, m in moments.items()})
         self.scalars(nimg, {name: m.mean for name, m in moments.items()})
 
     def event(self, kind: str, nimg: int, **values: Any) -> None:
         """Write a line for something that happened: a checkpoint, a metric, a rollback."""
-        append_json_line(self.path, {"kind": kind, "nimg": nimg, "time": time.time(), **values})
+        with self._best_effort():
+            append_json_line(self.path, {"kind": kind, "nimg": nimg, "time": time.time(), **values})
 
     def scalars(self, nimg: int, values: dict[str, float]) -> None:
         """Send numbers to TensorBoard and Weights & Biases."""
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, global_step=nimg // 1000, walltime=time.time())
-            self._board.flush()
+            with self._best_effort():
+                self._board.write(nimg, values)
         if self._wandb is not None:
             self._wandb.log({**values, "kimg": nimg / 1000})
 
     def close(self) -> None:
-        """Flush and close everything."""
+        """Close everything."""
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class EventFile:
+    """A file of numbers that TensorBoard reads; its step is the number of images.
+
+    Records are written here and now: the package's own writer does it in a thread, which dies with a traceback when the
+    disk is full, and makes the folder of a moved run again.
+
+    Raises:
+        ImportError: the package tensorboard is missing.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("wb", buffering=0))
+        self._records.write(self._event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to the curve of every name."""
+        found = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=found))
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self._records.close()
 
 
 def require_wandb() -> Any:
@@ -110,14 +182,6 @@ def require_wandb() -> Any:
     except ImportError:
         raise UsageError("--wandb needs the package wandb. Install it with: pip install wandb") from None
     return wandb
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))
 
 
 def _finite(value: float) -> float | None:

@@ -5,6 +5,7 @@ Nothing here changes the training: no random state is touched and the networks s
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from threedgp.camera.priors import CameraPrior
 from threedgp.config.metric_names import larger_is_better, parse_metric
 from threedgp.config.schema import Profile
 from threedgp.data.dataset import TrainingSet
+from threedgp.errors import NotFiniteError
 from threedgp.files import atomic_path
 from threedgp.inference.snapshots import sample_sheet, short_video
 from threedgp.metrics.cache import StatisticsCache, metrics_cache
@@ -36,17 +38,17 @@ JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
-class MetricReading:
-    """The main metric at one evaluation.
+class Evaluation:
+    """The scores of one checkpoint.
 
     Attributes:
-        value: the number.
-        larger_is_better: its direction.
-        best: no earlier checkpoint of the run was better.
+        scores: every value of every metric by name; NaN where the model's output is not finite.
+        lower_is_better: the main metric's value, if that is its direction; else None.
+        best: by the main metric no earlier checkpoint of the run was better.
     """
 
-    value: float
-    larger_is_better: bool
+    scores: dict[str, float]
+    lower_is_better: float | None
     best: bool
 
 
@@ -81,17 +83,20 @@ class Observer:
     # -------------------------------------------------------------------------------------------------------- pictures
 
     def draw(self, generator: nn.Module, nimg: int) -> None:
-        """Write a sheet of samples, a short video and the learned cameras into samples/ (rank 0)."""
+        """Write a sheet of samples, a short video and the learned cameras into samples/, on rank 0."""
         if self.world.is_main:
             stem = self.run.samples / checkpoint_name(nimg)
             angles = self.dataset.all_angles() if self.profile.camera.origin.dist == "custom" else None
-            sheet = sample_sheet(generator, self.profile, data_angles=angles)
-            with atomic_path(stem.with_suffix(".jpg")) as path:
-                sheet.save(path, quality=JPEG_QUALITY)
-            if self.profile.model.kind != "stylegan2":
-                short_video(generator, self.profile, stem.with_suffix(".mp4"), data_angles=angles)
-            if self.profile.training.learn_camera:
-                self._draw_cameras(generator, nimg)
+            try:
+                sheet = sample_sheet(generator, self.profile, data_angles=angles)
+                with atomic_path(stem.with_suffix(".jpg")) as path:
+                    sheet.save(path, quality=JPEG_QUALITY)
+                if self.profile.model.kind != "stylegan2":
+                    short_video(generator, self.profile, stem.with_suffix(".mp4"), data_angles=angles)
+                if self.profile.training.learn_camera:
+                    self._draw_cameras(generator, nimg)
+            except OSError as error:
+                self.progress.note(f"Samples cannot be written ({error}); training goes on without them.")
         self.world.barrier()
 
     @torch.no_grad()
@@ -114,41 +119,44 @@ class Observer:
 
     # ---------------------------------------------------------------------------------------------------------- scores
 
-    def evaluate(self, generator: nn.Module, nimg: int) -> MetricReading:
+    def evaluate(self, generator: nn.Module, nimg: int) -> Evaluation:
         """Score the generator with the profile's metrics, on all processes together, and write the results down."""
         began = time.time()
-        sampler = Sampler(generator, self.profile, self.dataset)
-        results, _ = score_generator(
-            self.specs,
-            sampler,
-            RealSets(self.dataset.source.root, self.profile.data.resolution, self.profile.data.mirror),
-            self.extractors,
-            batch=self.profile.training.test_batch_gpu,
-            cache=StatisticsCache(metrics_cache()),
-            world=self.world,
-            progress=NULL_PROGRESS,
-        )
-        main, spec = results[0], self.specs[0]
-        value = main.results[spec.main_value]
-        larger = larger_is_better(spec.main_value)
+        try:
+            results, _ = score_generator(
+                self.specs,
+                Sampler(generator, self.profile, self.dataset),
+                RealSets(self.dataset.source.root, self.profile.data.resolution, self.profile.data.mirror),
+                self.extractors,
+                batch=self.profile.training.test_batch_gpu,
+                cache=StatisticsCache(metrics_cache()),
+                world=self.world,
+                progress=NULL_PROGRESS,
+            )
+        except NotFiniteError as error:
+            self.progress.note(f"At {nimg / 1000:g} thousand images there is no score: {error}")
+            return Evaluation({self.specs[0].main_value: math.nan}, None, best=False)
+        scores = {name: number for result in results for name, number in result.results.items()}
+        main = self.specs[0].main_value
+        larger = larger_is_better(main)
         best = False
         if self.world.is_main:
             earlier = self.run.best()
-            best = earlier is None or (value >= earlier[1] if larger else value <= earlier[1])
+            best = earlier is None or (scores[main] >= earlier.value if larger else scores[main] <= earlier.value)
             for result in results:
                 self.run.append_metrics({**result.line(checkpoint_name(nimg)), "nimg": nimg})
             if self.log is not None:
-                values = {name: number for result in results for name, number in result.results.items()}
-                self.log.event("metrics", nimg, seconds=time.time() - began, **values)
-                self.log.scalars(nimg, {f"Metrics/{name}": number for name, number in values.items()})
+                self.log.event("metrics", nimg, seconds=time.time() - began, **scores)
+                self.log.scalars(nimg, {f"Metrics/{name}": number for name, number in scores.items()})
             shown = ", ".join(f"{result.label} {result.results[result.metric]:.4g}" for result in results)
             self.progress.note(f"At {nimg / 1000:g} thousand images: {shown}{' (best so far)' if best else ''}.")
-        return MetricReading(value, larger, self.world.share(best))
+        scores = self.world.share(scores)
+        return Evaluation(scores, None if larger else scores[main], self.world.share(best))
 
     @torch.no_grad()
-    def diversity(self, generator: nn.Module) -> float:
-        """How much a fixed set of samples differs from each other; equal on all processes."""
-        return self.world.share(sample_diversity(self._samples(generator)) if self.world.is_main else None)
+    def diversity(self, generator: nn.Module) -> float | None:
+        """How much a fixed set of samples differs from each other, on rank 0."""
+        return sample_diversity(self._samples(generator)) if self.world.is_main else None
 
     def _samples(self, generator: nn.Module) -> torch.Tensor:
         """uint8 images [64, 3, S, S] of fixed latents, classes and cameras."""

@@ -3,16 +3,7 @@
 The order of an iteration is the order of `phases`: the generator against the frozen discriminator (Gmain), now and then
 its path lengths (Gpl); the discriminator on fakes and reals (Dmain), now and then its gradient penalty (Dreg). Every
 phase gets the same real items but fresh fakes and patches. A phase calls backward itself; zeroing and averaging
-gradients and the optimiser's step belong to the training loop:
-
-    for phase in phases(profile):
-        if not phase.due(iteration, kimg):
-            continue
-        set_trainable(setup, phase.network)
-        for micro_batch, real in ...:
-            draws = Draws(profile, dataset, (seed, stream, iteration, phase.name, micro_batch), kimg=kimg, ...)
-            result = phase.run(setup, real, draws, gain=phase.interval / number_of_micro_batches)
-        update_running_means(setup, mean of result.means over micro-batches and processes)
+gradients and the optimiser's step belong to the training loop (`trainer.Trainer.iteration`).
 
 Sources: 3DGP (arXiv 2303.01416), EpiGRAF (arXiv 2206.10535), lazy regularisation: StyleGAN2 (arXiv 1912.04958), App. B.
 """
@@ -180,7 +171,7 @@ def update_running_means(setup: Setup, means: dict[str, Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratorRun:
     """Fakes as the discriminator receives them: images [B, 3 or 4, p, p], the styles [B, num_ws, w_dim] and the
     posterior cameras they were made from.
     """
@@ -190,26 +181,26 @@ class Generated:
     camera: Camera
 
 
-def generate(setup: Setup, fakes: Fakes, draws: Draws, patches: PatchParams | None) -> Generated:
+def run_G(setup: Setup, fakes: Fakes, draws: Draws, patches: PatchParams | None) -> GeneratorRun:
     """Run the generator: styles, posterior camera, picture (with adapted depth as the last channel, if used)."""
     generator, profile = setup.generator, setup.profile
-    ws = generator.mapping(fakes.z, fakes.c, fakes.told_angles)
+    ws = generator.mapping(fakes.z, fakes.c, fakes.conditioning_angles)
     if profile.loss.style_mixing_probability > 0:
         cutoff = draws.style_cutoff(ws.shape[1])
         if cutoff < ws.shape[1]:
-            other = generator.mapping(draws.latents("style_mixing", len(ws)), fakes.c, fakes.told_angles)
+            other = generator.mapping(draws.latents("style_mixing", len(ws)), fakes.c, fakes.conditioning_angles)
             ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
     options = draws.synthesis(len(ws))
     if patches is not None:
         options |= {"patch_scales": patches.scales, "patch_offsets": patches.offsets}
     if profile.model.kind == "stylegan2":
-        return Generated(generator.synthesize(ws, **options), ws, fakes.camera)
+        return GeneratorRun(generator.synthesize(ws, **options), ws, fakes.camera)
     camera = generator.adapt_camera(fakes.camera, fakes.z, fakes.c)
     output = generator.synthesize(ws, camera, concat_depth=profile.training.use_depth, **options)
-    return Generated(output.img, ws, camera)
+    return GeneratorRun(output.img, ws, camera)
 
 
-class Exhibit(NamedTuple):
+class DiscriminatorInput(NamedTuple):
     """What the discriminator is shown: patches [B, C, p, p] with depth as the fourth channel, one-hot classes, where in
     the image they come from (None: whole images), and camera angles [B, 3].
     """
@@ -220,8 +211,8 @@ class Exhibit(NamedTuple):
     angles: Tensor
 
 
-def judge(
-    setup: Setup, shown: Exhibit, draws: Draws, predict_features: bool = False, twice: bool = False
+def run_D(
+    setup: Setup, shown: DiscriminatorInput, draws: Draws, predict_features: bool = False, twice: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """The discriminator's logits [B] and predicted features, after blur and augmentation.
 
@@ -237,8 +228,13 @@ def judge(
     return output.logits, output.features
 
 
-def judge_both(
-    setup: Setup, fake: Exhibit, real: Exhibit, draws: Draws, predict_features: bool = False, twice: bool = False
+def run_D_on_both(
+    setup: Setup,
+    fake: DiscriminatorInput,
+    real: DiscriminatorInput,
+    draws: Draws,
+    predict_features: bool = False,
+    twice: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits of fakes and of reals [B], and features predicted of the reals: in one pass where that changes nothing.
 
@@ -246,8 +242,8 @@ def judge_both(
     """
     group = setup.profile.model.discriminator.mbstd_group_size
     if group is None or len(fake.images) % group:
-        fake_logits, _ = judge(setup, fake, draws, twice=twice)
-        return fake_logits, *judge(setup, real, draws, predict_features, twice)
+        fake_logits, _ = run_D(setup, fake, draws, twice=twice)
+        return fake_logits, *run_D(setup, real, draws, predict_features, twice)
 
     def join(first: Tensor, second: Tensor) -> Tensor:
         return torch.cat([first.unflatten(0, (group, -1)), second.unflatten(0, (group, -1))], dim=1).flatten(0, 1)
@@ -260,16 +256,16 @@ def judge_both(
         patches = PatchParams(
             join(fake.patches.scales, real.patches.scales), join(fake.patches.offsets, real.patches.offsets)
         )
-    both = Exhibit(
+    both = DiscriminatorInput(
         join(fake.images, real.images), join(fake.labels, real.labels), patches, join(fake.angles, real.angles)
     )
-    logits, features = judge(setup, both, draws, predict_features, twice)
+    logits, features = run_D(setup, both, draws, predict_features, twice)
     return part(logits, 0), part(logits, 1), None if features is None else part(features, 1)
 
 
-def _show_real(setup: Setup, real: RealBatch, patches: PatchParams | None) -> Exhibit:
+def _real_input(setup: Setup, real: RealBatch, patches: PatchParams | None) -> DiscriminatorInput:
     images = extract_patches(real.images, patches, setup.profile.training.patch.resolution)
-    return Exhibit(images, real.labels, patches, real.angles)
+    return DiscriminatorInput(images, real.labels, patches, real.angles)
 
 
 def _scores(stats: dict[str, Tensor], side: str, logits: Tensor) -> None:
@@ -293,12 +289,12 @@ def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) ->
     result = PhaseResult()
     fakes = draws.fakes(batch, real.labels if paired else None)
     patches = draws.patches("fake", batch)
-    fake = generate(setup, fakes, draws, patches)
-    fake_logits, _ = judge(setup, Exhibit(fake.images, fakes.c, patches, fake.camera.angles), draws)
+    fake = run_G(setup, fakes, draws, patches)
+    fake_logits, _ = run_D(setup, DiscriminatorInput(fake.images, fakes.c, patches, fake.camera.angles), draws)
     real_logits = None
     if paired:
         with torch.no_grad():
-            real_logits, _ = judge(setup, _show_real(setup, real, patches), draws)
+            real_logits, _ = run_D(setup, _real_input(setup, real, patches), draws)
     adversarial = losses.generator_loss(setup.profile.loss.adversarial, fake_logits, real_logits)
     _scores(result.stats, "fake", fake_logits)
     result.stats["Loss/G/loss"] = adversarial.detach()
@@ -336,7 +332,7 @@ def path_length_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) 
     """Keep the size of the picture's change per change of style constant, on half of the micro-batch."""
     batch = max(len(real.images) // 2, 1)
     fakes = draws.fakes(batch)
-    fake = generate(setup, fakes, draws, draws.patches("fake", batch))
+    fake = run_G(setup, fakes, draws, draws.patches("fake", batch))
     noise = draws.field("path_length", *fake.images.shape)
     lengths = losses.path_lengths(fake.images, fake.ws, noise)
     penalty, mean = losses.path_length_penalty(lengths, setup.path_length_mean)
@@ -354,14 +350,14 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
     fakes = draws.fakes(batch, real.labels if paired else None)
     patches = draws.patches("fake", batch)
     with torch.no_grad():
-        fake = generate(setup, fakes, draws, patches)
+        fake = run_G(setup, fakes, draws, patches)
         result.means["w"] = fake.ws[:, 0].mean(dim=0)
     distill = setup.values.distillation_weight > 0
-    shown_fake = Exhibit(fake.images, fakes.c, patches, fake.camera.angles)
+    shown_fake = DiscriminatorInput(fake.images, fakes.c, patches, fake.camera.angles)
     if not paired:
         patches = draws.patches("real", batch)
-    shown_real = _show_real(setup, real, patches)
-    fake_logits, real_logits, features = judge_both(setup, shown_fake, shown_real, draws, predict_features=distill)
+    shown_real = _real_input(setup, real, patches)
+    fake_logits, real_logits, features = run_D_on_both(setup, shown_fake, shown_real, draws, predict_features=distill)
     _scores(result.stats, "fake", fake_logits)
     _scores(result.stats, "real", real_logits)
     if paired:
@@ -388,19 +384,19 @@ def gradient_penalty_phase(setup: Setup, real: RealBatch, draws: Draws, gain: fl
     loss, batch = setup.profile.loss, len(real.images)
     result = PhaseResult()
     patches = draws.patches("real", batch)
-    shown = _show_real(setup, real, patches)
+    shown = _real_input(setup, real, patches)
     shown = shown._replace(images=shown.images.detach().requires_grad_(True))
     if _is_paired(setup):
         fakes = draws.fakes(batch, real.labels)
         with torch.no_grad():
-            fake = generate(setup, fakes, draws, patches)
-        shown_fake = Exhibit(fake.images.detach().requires_grad_(True), fakes.c, patches, fake.camera.angles)
-        fake_logits, logits, _ = judge_both(setup, shown_fake, shown, draws, twice=True)
+            fake = run_G(setup, fakes, draws, patches)
+        shown_fake = DiscriminatorInput(fake.images.detach().requires_grad_(True), fakes.c, patches, fake.camera.angles)
+        fake_logits, logits, _ = run_D_on_both(setup, shown_fake, shown, draws, twice=True)
         penalty, fake_penalty = losses.gradient_penalties([logits, fake_logits], [shown.images, shown_fake.images])
         result.stats["Loss/D/r2_penalty"] = fake_penalty.detach()
         fake_weighted = fake_penalty * (setup.gamma_factor * loss.gamma_fake / 2)
     else:
-        logits, _ = judge(setup, shown, draws, twice=True)
+        logits, _ = run_D(setup, shown, draws, twice=True)
         (penalty,) = losses.gradient_penalties([logits], [shown.images])
         fake_weighted = 0.0
     _scores(result.stats, "real", logits)

@@ -10,15 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from threedgp.config.schema import DivergenceConfig
 from threedgp.errors import DataError
 from threedgp.files import append_json_line, read_json_lines
-from threedgp.training.divergence import Candidate, Trigger
-from threedgp.training.schedules import linear
+from threedgp.training.divergence import Candidate, Spans, Trigger
 
-SLOW_LEARNING_RATE = 0.5  # factor of both learning rates in the third attempt
-SLOW_GAMMA = 2.0  # factor of the gradient penalty's weight in the third attempt
+LOWER_RATES = 0.1  # factor of both learning rates at every attempt after the first: three of them reach a thousandth
+RAISE_GAMMA = 2.0  # factor of the gradient penalty's weight at the same moments
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rollback:
         source: images seen at the checkpoint to load; 0: start afresh.
         stream: number of the random stream to continue with, never used before in this run.
         attempt: 1, 2, 3, ... for the same stretch.
-        slow: lower the learning rates for a while.
+        learning_rate, gamma: factors of both learning rates and of the gradient penalty's weight from here on.
         region: image count of the first trigger in this stretch.
         nimg, first_nimg, criterion, values: what was seen, see `Trigger`.
         time: of the decision, seconds since 1970.
@@ -38,36 +38,34 @@ class Rollback:
     source: int
     stream: int
     attempt: int
-    slow: bool
+    learning_rate: float
+    gamma: float
     region: int
     nimg: int
     first_nimg: int
     criterion: str
-    values: dict[str, float | str | None]
+    values: dict[str, Any]
     time: float
 
 
 class Recovery:
-    """Decides on rollbacks, a bounded number of times, and remembers them.
+    """Decides on rollbacks, a bounded number of times.
 
     1. attempt: the newest healthy checkpoint well before the trouble began, with new random numbers;
-    2. attempt: the one before that;
-    3. attempt: the same with lower learning rates and a stronger gradient penalty for a while.
+    2. and later: each time one checkpoint further back, learning rates ten times lower and a gradient penalty twice as
+       strong. These stay: with the old ones the run would diverge again. Where no checkpoint ever proved healthy, the
+       run starts afresh.
 
     Args:
         path: recovery.jsonl of the run.
         config: `training.divergence` of the profile.
-
-    Raises:
-        DataError: the file holds something else.
+        kimg: length of the run in thousand images.
+        rollbacks: earlier decisions, see `read_rollbacks`.
     """
 
-    def __init__(self, path: Path, config: DivergenceConfig):
-        self.path, self.config = path, config
-        try:
-            self.rollbacks = [Rollback(**line) for line in read_json_lines(path)]
-        except TypeError:
-            raise DataError(f"{path} is damaged. Delete it to forget earlier rollbacks of this run.") from None
+    def __init__(self, path: Path, config: DivergenceConfig, kimg: float, rollbacks: Sequence[Rollback] = ()):
+        self.path, self.config, self.spans = path, config, Spans.of(config, kimg)
+        self.rollbacks = list(rollbacks)
 
     @property
     def last(self) -> Rollback | None:
@@ -78,9 +76,10 @@ class Recovery:
         """Number of the random stream that is in use: 0 before the first rollback."""
         return self.last.stream if self.last else 0
 
-    def pending(self, stream: int) -> Rollback | None:
-        """The newest rollback, if a run that continues with this random stream has not carried it out yet."""
-        return self.last if self.last is not None and stream < self.last.stream else None
+    @property
+    def factors(self) -> tuple[float, float]:
+        """Factors of both learning rates and of gamma that hold now."""
+        return (self.last.learning_rate, self.last.gamma) if self.last else (1.0, 1.0)
 
     def decide(self, trigger: Trigger, candidates: Sequence[Candidate]) -> Rollback | None:
         """Choose a checkpoint and a remedy and write them down; None when there have been too many attempts.
@@ -92,11 +91,13 @@ class Recovery:
         attempt, region = self._attempt(trigger)
         if attempt > self.config.attempts or len(self.rollbacks) >= self.config.rollbacks:
             return None
+        learning_rate, gamma = self.factors
         rollback = Rollback(
-            source=self._source(trigger, candidates, older=attempt > 1),
+            source=self._source(trigger, candidates, attempt),
             stream=self.stream + 1,
             attempt=attempt,
-            slow=attempt > 2,
+            learning_rate=learning_rate * (LOWER_RATES if attempt > 1 else 1.0),
+            gamma=gamma * (RAISE_GAMMA if attempt > 1 else 1.0),
             region=region,
             nimg=trigger.nimg,
             first_nimg=trigger.first_nimg,
@@ -109,29 +110,32 @@ class Recovery:
         return rollback
 
     def _attempt(self, trigger: Trigger) -> tuple[int, int]:
-        """Number of this attempt, and the region it belongs to: the same one if it is near and not long over."""
+        """Number of this attempt, and the region it belongs to: the last one's if that is near."""
         last = self.last
-        if last is None:
+        if last is None or abs(trigger.nimg - last.region) > 1000 * self.spans.region:
             return 1, trigger.nimg
-        near = abs(trigger.nimg - last.region) <= 1000 * self.config.region_kimg
-        calm = trigger.nimg - last.source >= 1000 * self.config.calm_kimg
-        return (last.attempt + 1, last.region) if near and not calm else (1, trigger.nimg)
+        return last.attempt + 1, last.region
 
-    def _source(self, trigger: Trigger, candidates: Sequence[Candidate], *, older: bool) -> int:
-        limit = trigger.first_nimg - 1000 * self.config.step_back_kimg
+    def _source(self, trigger: Trigger, candidates: Sequence[Candidate], attempt: int) -> int:
+        limit = trigger.first_nimg - 1000 * self.spans.step_back
         healthy = sorted((c.nimg for c in candidates if c.healthy and c.nimg <= limit), reverse=True)
         if healthy:
-            return healthy[min(int(older), len(healthy) - 1)]
-        before = [c.nimg for c in candidates if c.nimg < trigger.first_nimg]
-        return min(before, default=0)
+            return healthy[min(attempt, len(healthy)) - 1]
+        unproven = [c.nimg for c in candidates if c.nimg < trigger.first_nimg]
+        return min(unproven, default=0) if attempt == 1 else 0
 
-    def slow_down(self, nimg: int) -> tuple[float, float]:
-        """Factors of both learning rates and of gamma here: (0.5, 2) after a third attempt, fading to (1, 1)."""
-        last = self.last
-        if last is None or not last.slow:
-            return 1.0, 1.0
-        kimg, begin = nimg / 1000, last.source / 1000 + self.config.slow_kimg
-        if kimg < begin:
-            return SLOW_LEARNING_RATE, SLOW_GAMMA
-        span = self.config.return_kimg
-        return linear(kimg, SLOW_LEARNING_RATE, 1.0, span, begin), linear(kimg, SLOW_GAMMA, 1.0, span, begin)
+
+def read_rollbacks(path: Path) -> list[Rollback]:
+    """All decisions of a run so far; those of earlier versions lowered the learning rates at a third attempt only.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    rollbacks = []
+    try:
+        for line in read_json_lines(path):
+            slow = line.pop("slow", False)
+            rollbacks.append(Rollback(**{"learning_rate": 0.5 if slow else 1.0, "gamma": 2.0 if slow else 1.0, **line}))
+    except (TypeError, AttributeError):
+        raise DataError(f"{path} is damaged. Delete it to forget earlier rollbacks of this run.") from None
+    return rollbacks

@@ -1,4 +1,7 @@
-"""Every quantity that changes during training, as a pure function of how many real images were shown.
+"""What changes with the number of real images shown, as pure functions of it: the one source of these values.
+
+The loop asks once an iteration and passes the values on; what is logged is what is used. Not here: the weight average's
+half life (`ema`), the adaptive augmentation (`augment`) and learning rates lowered after a divergence (`recovery`).
 
 `kimg` is thousands of real images, `nimg` the plain count. Sources: 3DGP (arXiv 2303.01416) Sec. 3 and App. B, EpiGRAF
 (arXiv 2206.10535) Sec. 3.3. Nothing here keeps state, so a resumed run continues with exactly the values it would have
@@ -74,17 +77,6 @@ def depth_progress(kimg: float, adaptor: DepthAdaptorConfig) -> float:
     return linear(kimg, 0.0, 1.0, adaptor.anneal_kimg)
 
 
-def depth_level_probabilities(kimg: float, adaptor: DepthAdaptorConfig) -> list[float]:
-    """Probability of each of the depth adaptor's layers + 1 outputs in training (3DGP Sec. 3.2), summing to 1."""
-    levels = adaptor.layers + 1
-    if levels == 1:
-        return [1.0]
-    progress = depth_progress(kimg, adaptor)
-    first = (1.0 - progress) / levels + adaptor.selection_start_p * progress
-    step = 2.0 * (1.0 - levels * first) / (levels * (levels - 1))
-    return [first + k * step for k in range(levels)]
-
-
 def blur_sigma(nimg: float, blur: BlurConfig) -> float:
     """Blur of the discriminator's input in pixels, fading to 0."""
     if blur.fade_kimg <= 0:
@@ -104,12 +96,11 @@ class ScheduleValues:
     spoof_probability: float
     density_noise_std: float
     depth_progress: float
-    depth_first_probability: float
     blur_sigma: float
 
 
 def schedule_values(nimg: int, profile: Profile) -> ScheduleValues:
-    """The values of the iteration that starts after `nimg` real images, for a resolved profile."""
+    """The values of the iteration that starts after `nimg` real images."""
     kimg = nimg / 1000.0
     model, loss, patch = profile.model, profile.loss, profile.training.patch
     return ScheduleValues(
@@ -121,6 +112,5 @@ def schedule_values(nimg: int, profile: Profile) -> ScheduleValues:
         spoof_probability=spoof_probability(kimg, model.generator.camera_conditioning),
         density_noise_std=density_noise_std(kimg, model.generator.density_noise),
         depth_progress=depth_progress(kimg, model.depth_adaptor),
-        depth_first_probability=depth_level_probabilities(kimg, model.depth_adaptor)[0],
         blur_sigma=blur_sigma(nimg, loss.blur),
     )

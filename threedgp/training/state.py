@@ -12,10 +12,12 @@ from torch import nn
 
 from threedgp.config.schema import OptimizerConfig, Profile
 from threedgp.models.build import build_discriminator, build_generator
+from threedgp.processes import World
 from threedgp.runs.checkpoint import TensorGroups, load_checkpoint, load_weights, save_checkpoint
 from threedgp.runs.state import load_optimizer_tensors, optimizer_tensors
 from threedgp.training.augment import AugmentController
 from threedgp.training.divergence import DivergenceMonitor
+from threedgp.training.log import Statistics
 from threedgp.training.phases import phases
 
 
@@ -30,7 +32,6 @@ class Counters:
         tick_nimg: nimg at the end of the last tick.
         position: items of the data order consumed since `stream` began.
         stream: number of the random stream; a rollback takes a new one.
-        elapsed: seconds spent training, with scores and samples on the way.
     """
 
     nimg: int = 0
@@ -39,7 +40,6 @@ class Counters:
     tick_nimg: int = 0
     position: int = 0
     stream: int = 0
-    elapsed: float = 0.0
 
 
 @dataclass
@@ -53,11 +53,13 @@ class TrainingState:
     path_length_mean: torch.Tensor
     augment: AugmentController
     monitor: DivergenceMonitor
+    statistics: Statistics = field(default_factory=Statistics)
     counters: Counters = field(default_factory=Counters)
 
     @classmethod
-    def build(cls, profile: Profile, device: torch.device) -> TrainingState:
+    def build(cls, profile: Profile, world: World) -> TrainingState:
         """Fresh networks from the profile's seed, the same on every process."""
+        device = world.device
         torch.manual_seed(profile.training.seed)
         G = build_generator(profile).to(device).train().requires_grad_(False)
         D = build_discriminator(profile).to(device).train().requires_grad_(False)
@@ -72,15 +74,17 @@ class TrainingState:
         G_ema = copy.deepcopy(G).eval()
         if profile.compile:
             _compile(G, D, profile)
-        return cls(
+        state = cls(
             G=G,
             D=D,
             G_ema=G_ema,
             optimizers=optimizers,
             path_length_mean=torch.zeros((), device=device),
             augment=AugmentController(training.augment),
-            monitor=DivergenceMonitor(training.divergence),
+            monitor=DivergenceMonitor(training.divergence, training.kimg),
         )
+        state.synchronize(world)
+        return state
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -94,18 +98,36 @@ class TrainingState:
         groups["extra"] = {"path_length_mean": self.path_length_mean}
         return groups
 
-    def save(self, folder: Path, profile: Profile, **more: Any) -> Path:
-        """Write a checkpoint into `folder`; `more` is stored beside the counters. See `save_checkpoint` for errors."""
-        state = {
+    def plain(self, world: World) -> dict[str, Any]:
+        """Everything else, as JSON; all processes call it together, as each has statistics of its own."""
+        return {
             "counters": asdict(self.counters),
             "augment": self.augment.state_dict(),
             "monitor": self.monitor.state_dict(),
-            **more,
+            "statistics": world.gather(self.statistics.state_dict()),
         }
+
+    def load_plain(self, state: dict[str, Any], world: World) -> None:
+        """Continue where `plain` was called, with as many processes as there are now."""
+        known = {entry.name for entry in fields(Counters)}
+        self.counters = Counters(**{key: value for key, value in state["counters"].items() if key in known})
+        self.augment.load_state_dict(state["augment"])
+        self.monitor.load_state_dict(state["monitor"])
+        self.statistics.load_state_dict(state.get("statistics", []), world)
+
+    def save(self, folder: Path, profile: Profile, world: World) -> Path | None:
+        """Write a checkpoint into `folder`, on rank 0 of the processes, which all call it; returns its path there.
+
+        Raises:
+            CheckpointError: see `save_checkpoint`.
+        """
+        state = self.plain(world)
+        if not world.is_main:
+            return None
         return save_checkpoint(folder, self.tensors(), state, nimg=self.counters.nimg, profile=profile)
 
-    def load(self, path: Path, profile: Profile) -> dict[str, Any]:
-        """Restore everything from a checkpoint and return its JSON state.
+    def load(self, path: Path, profile: Profile, world: World) -> None:
+        """Restore everything from a checkpoint.
 
         Raises:
             CheckpointError: damaged, of other networks, or without what training needs.
@@ -116,11 +138,12 @@ class TrainingState:
         for name in ("G", "D"):
             load_optimizer_tensors(self.optimizers[name], self.networks[name], loaded.tensors[f"optim_{name}"])
         self.path_length_mean.copy_(loaded.tensors["extra"]["path_length_mean"])
-        self.augment.load_state_dict(loaded.state["augment"])
-        self.monitor.load_state_dict(loaded.state["monitor"])
-        known = {entry.name for entry in fields(Counters)}
-        self.counters = Counters(**{key: value for key, value in loaded.state["counters"].items() if key in known})
-        return loaded.state
+        self.load_plain(loaded.state, world)
+        self.synchronize(world)
+
+    def synchronize(self, world: World) -> None:
+        """Take rank 0's tensors on every process: other machines may have made or read slightly different ones."""
+        world.broadcast(tensor for members in self.tensors().values() for tensor in members.values())
 
     def shared_tensors(self) -> dict[str, torch.Tensor]:
         """All tensors that must be the same on every process, by name."""

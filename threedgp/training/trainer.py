@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,21 @@ from threedgp.config.rules import batch_split
 from threedgp.config.schema import Profile
 from threedgp.data.dataset import Item, TrainingSet, collate
 from threedgp.data.sampler import InfiniteSampler
-from threedgp.errors import DivergenceError
+from threedgp.errors import DataError, DivergenceError
+from threedgp.files import read_json, write_json
 from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
-from threedgp.runs.catalog import checkpoint_name, checkpoint_nimg, prune_checkpoints, remove_checkpoint
-from threedgp.runs.run import Run
+from threedgp.runs.catalog import checkpoint_name, checkpoint_nimg, find_latest, prune_checkpoints, remove_checkpoint
+from threedgp.runs.run import CLOCK_FILE, Run
 from threedgp.training.divergence import TickReading, all_finite
 from threedgp.training.draws import Draws
 from threedgp.training.ema import ema_beta, update_ema
 from threedgp.training.gradients import average_gradients
-from threedgp.training.log import Moments, RunLog, Statistics
-from threedgp.training.observer import MetricReading, Observer
+from threedgp.training.log import Moments, RunLog
+from threedgp.training.observer import Observer
 from threedgp.training.parameters import require_gradients
 from threedgp.training.phases import (
     Phase,
-    RealBatch,
     Setup,
     discriminator_augment,
     phases,
@@ -41,8 +41,8 @@ from threedgp.training.phases import (
     set_trainable,
     update_running_means,
 )
-from threedgp.training.recovery import Recovery, Rollback
-from threedgp.training.schedules import schedule_values
+from threedgp.training.recovery import Recovery, Rollback, read_rollbacks
+from threedgp.training.schedules import ScheduleValues, schedule_values
 from threedgp.training.state import TrainingState
 
 CHECK_TICKS = 50  # between two checks that all processes hold the same networks
@@ -84,12 +84,13 @@ class Trainer:
         self.profile: Profile = run.profile
         self.per_process, self.micro_batch, self.micro_batches = batch_split(self.profile, world.size)
         self.phases = phases(self.profile)
-        self.statistics = Statistics()
-        self.state = TrainingState.build(self.profile, world.device)
-        self.recovery = Recovery(run.folder / "recovery.jsonl", self.profile.training.divergence)
+        self.state = TrainingState.build(self.profile, world)
+        self.recovery = self._read_recovery()
         self.observer = Observer(run, world, dataset, log=log, progress=progress)
+        self.clock = Clock(run.folder / CLOCK_FILE)
         self.checkpoint: Path | None = None
-        self._total = round(1000 * self.profile.training.kimg)
+        self.batches: Iterator[Item] = iter(())
+        self.total = round(1000 * self.profile.training.kimg)  # images
 
     def restore(self) -> None:
         """Continue from the newest intact checkpoint, if the run has any.
@@ -97,62 +98,53 @@ class Trainer:
         Raises:
             CheckpointError: it does not fit the profile, or all are damaged.
         """
-        if not self.run.checkpoints():
+        newest = None
+        if self.world.is_main and self.run.checkpoints():
+            newest = str(self.run.checkpoint("latest", self.progress))
+        newest = self.world.share(newest)  # only rank 0 looks: other machines may see the folder later
+        if newest is None:
             self.state.counters.stream = self.recovery.stream  # a rollback to the very start must not repeat itself
             return
-        path = Path(self.world.share(str(self.run.checkpoint("latest", self.progress)) if self.world.is_main else ""))
-        self.state.load(path, self.profile)
-        self.checkpoint = path
-        pending = self.recovery.pending(self.state.counters.stream)
-        if pending is not None:
-            self._roll_back(pending)
+        self.checkpoint = Path(newest)
+        self.state.load(self.checkpoint, self.profile, self.world)
+        last = self.recovery.last
+        if last is not None and self.state.counters.stream < last.stream:  # decided, but not carried out
+            self._roll_back(last)
 
     # -------------------------------------------------------------------------------------------------------- the loop
 
     def train(self) -> TrainingResult:
-        """Train until the profile's number of images, or until asked to stop."""
-        counted = time.perf_counter()  # up to here the time is in `counters.elapsed`
+        """Train until the profile's number of images or minutes, or until asked to stop."""
+        training = self.profile.training
+        self.clock.start()
         if self.state.counters.nimg == 0:
             self.observer.draw(self.state.G_ema, 0)
-            if self.profile.training.metrics:
+            if training.metrics:
                 self.observer.evaluate(self.state.G_ema, 0)
         self._begin_stretch()
-        while not self._finished():
-            self.iteration(next(self._batches))
-            counters, now = self.state.counters, time.perf_counter()
-            counters.elapsed, counted = counters.elapsed + now - counted, now
-            self.progress.advance(self.profile.training.batch_size)
-            finished = self._finished()
-            stop = self.world.any(self.should_stop())
-            if finished or counters.nimg - counters.tick_nimg >= 1000 * self.profile.training.tick_kimg:
-                self._end_tick(finished)
-                self._tick_began, self._tick_nimg = time.perf_counter(), self.state.counters.nimg
-            if stop and not self._finished():
+        finished = self.state.counters.nimg > 0 and self._is_finished()
+        while not finished:
+            self.iteration(next(self.batches))
+            self.progress.advance(training.batch_size)
+            finished, stop = self._is_finished(), self.world.any(self.should_stop())
+            counters = self.state.counters
+            if finished or counters.nimg - counters.tick_nimg >= 1000 * training.tick_kimg:
+                rolled_back = self._end_tick(finished)
+                finished = self._is_finished() if rolled_back else finished
+            if stop and not finished:
                 self.save()
                 break
         self.progress.finish()
-        return TrainingResult(self.state.counters.nimg, self._finished(), self.checkpoint)
-
-    def _begin_stretch(self) -> None:
-        """Open the data where the counters are, and start measuring: at the start and after a rollback."""
-        self.statistics = Statistics()
-        self._batches = self._open_data()
-        self._tick_began, self._tick_nimg = time.perf_counter(), self.state.counters.nimg
-        timed = self.profile.training.max_minutes is not None
-        self.progress.start("Training", None if timed else self._total, "images", done=self.state.counters.nimg)
-
-    def _finished(self) -> bool:
-        """Whether the run has seen all its images, or used up its time; the same on all processes."""
-        counters, limit = self.state.counters, self.profile.training.max_minutes
-        late = limit is not None and self.world.any(counters.elapsed >= 60 * limit)
-        return late or counters.nimg >= self._total
+        return TrainingResult(self.state.counters.nimg, finished, self.checkpoint)
 
     def iteration(self, item: Item) -> None:
         """One step of each phase that is due, on this process's share of the real items."""
         state, counters, training = self.state, self.state.counters, self.profile.training
+
+        # What changes with time, and what an earlier divergence taught.
         values = schedule_values(counters.nimg, self.profile)
-        state.G.set_progress(values.kimg)
-        slow, strict = self.recovery.slow_down(counters.nimg)
+        state.G.set_progress(values.density_noise_std, values.depth_progress)
+        learning_rate_factor, gamma_factor = self.recovery.factors
         setup = Setup(
             self.profile,
             state.G,
@@ -160,60 +152,67 @@ class Trainer:
             values,
             state.path_length_mean,
             discriminator_augment(self.profile, state.augment),
-            gamma_factor=strict,
+            gamma_factor,
         )
         real = real_batch(item, self.profile, self.world.device, epoch=counters.position // len(self.dataset))
+
         for phase in self.phases:
-            if phase.due(counters.iteration, values.kimg):
-                self._run_phase(phase, setup, real, slow)
+            if not phase.due(counters.iteration, values.kimg):
+                continue
+            network, optimizer = state.networks[phase.network], state.optimizers[phase.network]
+
+            # Gradients of the phase's loss, added up over the micro-batches.
+            optimizer.zero_grad(set_to_none=True)
+            set_trainable(setup, phase.network)
+            means: dict[str, torch.Tensor] = {}
+            for number in range(self.micro_batches):
+                micro = real[number * self.micro_batch : (number + 1) * self.micro_batch]
+                draws = self._draws(phase, number, values)
+                torch.manual_seed(draws.seed)  # for layers that draw from torch's own state (dropout)
+                result = phase.run(setup, micro, draws, phase.interval / self.micro_batches)
+                for name, value in result.stats.items():
+                    state.statistics.report(name, value)
+                if "Loss/scores/real" in result.stats:
+                    state.augment.report(result.stats["Loss/scores/real"])
+                for name, value in result.means.items():
+                    means[name] = means.get(name, 0) + value / self.micro_batches
+            require_gradients(network, False)
+            update_running_means(setup, {name: self.world.mean(value) for name, value in means.items()})
+
+            # One step with their mean over all processes.
+            config = training.generator_optimizer if phase.network == "G" else training.discriminator_optimizer
+            report = average_gradients(network, self.world, config.grad_clip)
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate_factor
+            optimizer.step()
+            state.statistics.report(f"Grad_norm/{phase.network}/{phase.name}", report.norm)
+            state.statistics.report(f"Grad_nonfinite/{phase.network}/{phase.name}", report.nonfinite)
+            state.statistics.report("Grad_bad_steps", report.nonfinite > 0)
+
+        # The average of the generator's weights, the counters, the strength of the augmentation.
         update_ema(state.G_ema, state.G, ema_beta(counters.nimg, training.batch_size, training.ema))
         counters.nimg += training.batch_size
         counters.position += training.batch_size
         counters.iteration += 1
         state.augment.step(counters.iteration, training.batch_size, self.world.sum)
 
-    def _run_phase(self, phase: Phase, setup: Setup, real: RealBatch, learning_rate_factor: float) -> None:
-        network, optimizer = self.state.networks[phase.network], self.state.optimizers[phase.network]
-        optimizer.zero_grad(set_to_none=True)
-        set_trainable(setup, phase.network)
-        means: dict[str, torch.Tensor] = {}
-        for local in range(self.micro_batches):
-            part = slice(local * self.micro_batch, (local + 1) * self.micro_batch)
-            micro = RealBatch(real.images[part], real.labels[part], real.angles[part], real.embeddings[part])
-            draws = self._draws(phase, local, setup)
-            torch.manual_seed(draws.seed)  # for layers that draw from torch's own state (dropout)
-            result = phase.run(setup, micro, draws, phase.interval / self.micro_batches)
-            for name, value in result.stats.items():
-                self.statistics.report(name, value)
-            if "Loss/scores/real" in result.stats:
-                self.state.augment.report(result.stats["Loss/scores/real"])
-            for name, value in result.means.items():
-                means[name] = means.get(name, 0) + value / self.micro_batches
-        require_gradients(network, False)
-        update_running_means(setup, {name: self.world.mean(value) for name, value in means.items()})
-        training = self.profile.training
-        config = training.generator_optimizer if phase.network == "G" else training.discriminator_optimizer
-        report = average_gradients(network, self.world, config.grad_clip)
-        for group, settings in zip(optimizer.param_groups, [optimizer.defaults], strict=True):
-            group["lr"] = settings["lr"] * learning_rate_factor
-        optimizer.step()
-        self.statistics.report(f"Grad_norm/{phase.network}/{phase.name}", report.norm)
-        self.statistics.report(f"Grad_nonfinite/{phase.network}/{phase.name}", report.nonfinite)
-        self.statistics.report("Grad_bad_steps", report.nonfinite > 0)
-
-    def _draws(self, phase: Phase, local: int, setup: Setup) -> Draws:
+    def _draws(self, phase: Phase, number: int, values: ScheduleValues) -> Draws:
         """Random numbers of a micro-batch, keyed by its number over all processes."""
-        counters = self.state.counters
-        micro_batch = local * self.world.size + self.world.rank
+        counters, micro_batch = self.state.counters, number * self.world.size + self.world.rank
         key = (self.profile.training.seed, counters.stream, counters.iteration, phase.name, micro_batch)
-        return Draws(
-            self.profile,
-            self.dataset,
-            key,
-            kimg=setup.values.kimg,
-            spoof_probability=setup.values.spoof_probability,
-            device=self.world.device,
-        )
+        return Draws(self.profile, self.dataset, key, values, device=self.world.device)
+
+    def _is_finished(self) -> bool:
+        """Whether the run has seen all its images, or used up its time; the same on all processes."""
+        limit = self.profile.training.max_minutes
+        late = limit is not None and self.world.any(self.clock.seconds >= 60 * limit)
+        return late or self.state.counters.nimg >= self.total
+
+    def _begin_stretch(self) -> None:
+        """Open the data where the counters are, and start measuring: at the start and after a rollback."""
+        self.batches = self._open_data()
+        self._begin_tick()
+        timed = self.profile.training.max_minutes is not None
+        self.progress.start("Training", None if timed else self.total, "images", done=self.state.counters.nimg)
 
     def _open_data(self) -> Iterator[Item]:
         """The stream of real items from the current position on."""
@@ -240,59 +239,84 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------------------- upkeep
 
-    def _end_tick(self, finished: bool) -> None:
-        """Report, evaluate, look for divergence, draw samples, save: what is due at the end of a tick."""
+    def _begin_tick(self) -> None:
+        self.tick_began, self.tick_first_nimg = time.perf_counter(), self.state.counters.nimg
+
+    def _end_tick(self, finished: bool) -> bool:
+        """Report, evaluate, look for divergence, draw samples, save: what is due. True if the run went back instead."""
         state, counters, training = self.state, self.state.counters, self.profile.training
+        self._require_folder()
         counters.tick += 1
         counters.tick_nimg = counters.nimg
         moments = self._report()
         if counters.tick % CHECK_TICKS == 0:
             self.world.require_equal(state.shared_tensors())
-        evaluate = training.metrics and (finished or counters.tick % training.val_every == 0)
-        metric = self.observer.evaluate(state.G_ema, counters.nimg) if evaluate else None
-        if self._diverged(moments, metric):
-            return
+        steps = moments["Grad_bad_steps"]
+        reading = TickReading(
+            counters.nimg,
+            {name: moment.mean for name, moment in moments.items()},
+            steps=steps.count,
+            bad_steps=round(steps.mean * steps.count),
+            weights_finite=not self.world.any(not all_finite(list(state.networks.values()))),
+        )
+        evaluation = None
+        if reading.is_finite or not training.divergence.enabled:  # there is something to look at
+            if training.metrics and (finished or counters.tick % training.val_every == 0):
+                evaluation = self.observer.evaluate(state.G_ema, counters.nimg)
+                reading = replace(reading, scores=evaluation.scores, metric=evaluation.lower_is_better)
+            if counters.tick % training.divergence.diversity_ticks == 0:
+                reading = replace(reading, diversity=self.observer.diversity(state.G_ema))
+        if self._went_back(reading):
+            return True
         if finished or counters.tick % training.image_ticks == 0:
             self.observer.draw(state.G_ema, counters.nimg)
-        improved = metric is not None and metric.best
         candidate = state.monitor.wants_candidate(counters.tick)
         if candidate:
             state.monitor.note_checkpoint(counters.nimg)
+        improved = evaluation is not None and evaluation.best
         if finished or improved or candidate or counters.tick % training.snapshot_ticks == 0:
             self.save()
+        self._begin_tick()
+        return False
 
     def _report(self) -> dict[str, Moments]:
         """Collect the tick's statistics, log them and show the losses."""
-        counters = self.state.counters
+        statistics, counters = self.state.statistics, self.state.counters
         for name, value in asdict(schedule_values(counters.nimg, self.profile)).items():
-            self.statistics.report(f"Progress/{name}", value)
-        self.statistics.report("Progress/augment_p", self.state.augment.p)
-        seconds = time.perf_counter() - self._tick_began
-        self.statistics.report("Timing/images_per_second", (counters.nimg - self._tick_nimg) / max(seconds, 1e-9))
-        self.statistics.report("Timing/total_seconds", counters.elapsed)
-        self.statistics.report("Resources/cpu_mem_gb", peak_memory_gb())
+            statistics.report(f"Progress/{name}", value)
+        statistics.report("Progress/augment_p", self.state.augment.p)
+        statistics.report("Progress/learning_rate_factor", self.recovery.factors[0])
+        seconds = max(time.perf_counter() - self.tick_began, 1e-9)
+        statistics.report("Timing/images_per_second", (counters.nimg - self.tick_first_nimg) / seconds)
+        statistics.report("Timing/total_seconds", self.clock.seconds)
+        statistics.report("Resources/cpu_mem_gb", peak_memory_gb())
         if self.world.device.type == "cuda":
-            self.statistics.report("Resources/peak_gpu_mem_gb", torch.cuda.max_memory_allocated() / 2**30)
+            statistics.report("Resources/peak_gpu_mem_gb", torch.cuda.max_memory_allocated() / 2**30)
             torch.cuda.reset_peak_memory_stats()
-        moments = self.statistics.collect(self.world)
+        moments = statistics.collect(self.world)
         if self.log is not None:
             self.log.tick(counters.nimg, moments)
         names = {"G": "Loss/G/loss", "D": "Loss/D/loss", "R1": "Loss/D/r1_penalty"}
         shown = [f"{label} {moments[name].mean:.3g}" for label, name in names.items() if name in moments]
         if self.profile.training.max_minutes is not None:
-            shown.append(f"{max(self.profile.training.max_minutes - counters.elapsed / 60, 0):.1f} min left")
+            shown.append(f"{max(self.profile.training.max_minutes - self.clock.seconds / 60, 0):.1f} min left")
         self.progress.status("  ".join(shown))
         return moments
 
     def save(self) -> None:
         """Write a checkpoint, then delete those no longer needed."""
-        if self.world.is_main:
-            folder, config = self.run.checkpoints_folder, self.profile.training.checkpoint
-            self.checkpoint = self.state.save(folder, self.profile)
-            best = self.run.best() if self.profile.training.metrics else None
-            keep = [folder / checkpoint_name(nimg) for nimg in self.state.monitor.kept()] + ([best[0]] if best else [])
+        self._require_folder()
+        folder, config = self.run.checkpoints_folder, self.profile.training.checkpoint
+        path = self.state.save(folder, self.profile, self.world)
+        if path is not None:
+            self.checkpoint = path
+            self.clock.save()
+            best = self.run.best()
+            keep = [folder / checkpoint_name(nimg) for nimg in self.state.monitor.kept()]
+            if best is not None:
+                keep.append(best.path)
             prune_checkpoints(folder, keep_last=config.keep_last, keep=keep, keep_every_kimg=config.keep_every_kimg)
-            self.log_event("checkpoint", path=self.checkpoint.name)
+            self.log_event("checkpoint", path=path.name)
         self.world.barrier()
 
     def log_event(self, kind: str, **values: Any) -> None:
@@ -300,67 +324,108 @@ class Trainer:
         if self.log is not None:
             self.log.event(kind, self.state.counters.nimg, **values)
 
+    def _require_folder(self) -> None:
+        """Stop before anything would make the folder of a moved or deleted run again.
+
+        Raises:
+            DataError: it is gone.
+        """
+        if self.world.is_main and not self.run.config.is_file():
+            raise DataError(
+                f"The run's folder {self.run.folder} is gone: it was moved or deleted during the training. Go on from "
+                "its newest checkpoint where it is now, with: 3dgp resume FOLDER"
+            )
+
     # ------------------------------------------------------------------------------------------------------ divergence
 
-    def _diverged(self, moments: dict[str, Moments], metric: MetricReading | None) -> bool:
-        """Ask the monitor; if the run has diverged, go back to a healthy checkpoint. All processes agree.
+    def _went_back(self, reading: TickReading) -> bool:
+        """Ask rank 0's monitor; if the run has diverged, go back to a healthy checkpoint, all processes together.
 
         Raises:
             DivergenceError: too many attempts.
         """
-        state, config = self.state, self.profile.training.divergence
-        if not config.enabled:
+        trigger, rollback = None, None
+        if self.world.is_main:
+            trigger = self.state.monitor.observe(reading)
+            if trigger is not None:
+                rollback = self.recovery.decide(trigger, self.state.monitor.candidates)
+        criterion = self.world.share(None if trigger is None else trigger.criterion)
+        if criterion is None:
             return False
-        steps = moments.get("Grad_bad_steps")
-        measure = state.counters.tick % config.diversity_every == 0
-        reading = TickReading.from_means(
-            state.counters.nimg,
-            {name: moment.mean for name, moment in moments.items()},
-            steps=steps.count if steps else 1,
-            bad_steps=round(steps.mean * steps.count) if steps else 0,
-            weights_finite=not self.world.any(not all_finite(list(state.networks.values()))),
-            diversity=self.observer.diversity(state.G_ema) if measure else None,
-            metric=metric.value if metric is not None and not metric.larger_is_better else None,
-        )
-        trigger = self.world.share(state.monitor.observe(reading))
-        if trigger is None:
-            return False
-        rollback = self.world.share(
-            self.recovery.decide(trigger, state.monitor.candidates) if self.world.is_main else None
-        )
-        if rollback is None:
-            self.log_event("gave up", criterion=trigger.criterion, values=trigger.values)
+        decided = self.world.share(None if rollback is None else asdict(rollback))
+        what = f"Training diverged at {reading.nimg / 1000:g} thousand images ({criterion})"
+        if decided is None:
+            self.log_event("gave up", criterion=criterion)
+            kept = f" Run '{self.run.name}' still has the checkpoints from before." if self.run.checkpoints() else ""
             raise DivergenceError(
-                f"Training diverged at {trigger.nimg / 1000:g} thousand images ({trigger.criterion}) and going back "
-                f"did not help; {self.recovery.path} tells what was tried. The best checkpoint so far is intact. "
+                f"{what} and going back did not help; {self.recovery.path} tells what was tried.{kept} "
                 "A narrower camera prior, a larger loss.gamma or lower learning rates make training more stable."
             )
+        rollback = Rollback(**decided)
+        lower = f" with learning rates times {rollback.learning_rate:g}" if rollback.learning_rate < 1 else ""
         self.progress.note(
-            f"Training diverged at {trigger.nimg / 1000:g} thousand images ({trigger.criterion}); going back to "
-            f"{rollback.source / 1000:g} thousand images, attempt {rollback.attempt}."
+            f"{what}; going back to {rollback.source / 1000:g} thousand images{lower}, attempt {rollback.attempt}."
         )
-        self.log_event("rollback", **{key: value for key, value in asdict(rollback).items() if key != "nimg"})
+        self.log_event("rollback", **{key: value for key, value in decided.items() if key != "nimg"})
         self._roll_back(rollback)
         return True
 
     def _roll_back(self, rollback: Rollback) -> None:
-        """Load the checkpoint chosen, forget newer ones, and go on with new random numbers."""
-        candidates, folder = self.state.monitor.candidates, self.run.checkpoints_folder
-        if rollback.source:
-            self.state.load(folder / checkpoint_name(rollback.source), self.profile)
-        else:
-            self.state = TrainingState.build(self.profile, self.world.device)
+        """Load the checkpoint chosen, or the newest intact one before it; forget newer ones; change the stream."""
+        candidates, source = self.state.monitor.candidates, None
+        if self.world.is_main and rollback.source:
+            path = find_latest(self.run.checkpoints_folder, self.progress, at_most=rollback.source)
+            source = None if path is None else str(path)
+        source = self.world.share(source)
+        self.state = TrainingState.build(self.profile, self.world)
+        if source is not None:
+            self.state.load(Path(source), self.profile, self.world)
+        nimg = self.state.counters.nimg
         self.state.counters.stream = rollback.stream
-        self.state.monitor.rewind(rollback.source, candidates)
+        self.state.monitor.rewind(nimg, candidates)
         if self.world.is_main:
-            best = self.run.best() if self.profile.training.metrics else None
+            best = self.run.best()
             for path in self.run.checkpoints():
-                diverged = checkpoint_nimg(path) > rollback.source
-                if diverged and not (best and path == best[0] and checkpoint_nimg(path) < rollback.first_nimg):
+                proved = best is not None and path == best.path and checkpoint_nimg(path) < rollback.first_nimg
+                if checkpoint_nimg(path) > nimg and not proved:
                     remove_checkpoint(path)
-        self.recovery = Recovery(self.recovery.path, self.profile.training.divergence)
+        self.recovery = self._read_recovery()
         self.world.barrier()
         self._begin_stretch()
+
+    def _read_recovery(self) -> Recovery:
+        """What rank 0 finds in the run folder, on every process."""
+        path, training = self.run.folder / "recovery.jsonl", self.profile.training
+        found = self.world.share(
+            [asdict(rollback) for rollback in read_rollbacks(path)] if self.world.is_main else None
+        )
+        return Recovery(path, training.divergence, training.kimg, [Rollback(**values) for values in found])
+
+
+class Clock:
+    """Seconds a run has trained, with scores and samples on the way, over all its starts and rollbacks.
+
+    Kept apart from checkpoints: going back to one does not give the time back.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._before = 0.0
+        self._began: float | None = None
+        if path.is_file():
+            self._before = float(read_json(path)["seconds"])
+
+    def start(self) -> None:
+        """Run from now on."""
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._began is None else time.perf_counter() - self._began)
+
+    def save(self) -> None:
+        """Write the time into the run folder."""
+        write_json(self.path, {"seconds": self.seconds})
 
 
 def peak_memory_gb() -> float:
