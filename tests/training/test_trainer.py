@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 
 import pytest
@@ -11,10 +12,11 @@ from tests.training.small import TINY
 from tests.training.tiny_runs import OVERRIDES, make_run, make_workspace
 from threedgp.config.profile import load_profile
 from threedgp.data.dataset import open_training_set
-from threedgp.errors import DivergenceError
+from threedgp.errors import DivergenceError, NotFiniteError
 from threedgp.files import read_json_lines
 from threedgp.processes import World
 from threedgp.runs.run import Run
+from threedgp.training import observer
 from threedgp.training.divergence import Trigger
 from threedgp.training.log import RunLog
 from threedgp.training.observer import Evaluation
@@ -57,6 +59,22 @@ class Sabotage:
         self.inner(item)
 
 
+def spoil(trainer, at):
+    """Make one batch of real images NaN."""
+    iteration = trainer.iteration
+
+    def spoiled(item):
+        if trainer.state.counters.nimg + 8 == at and trainer.state.counters.stream == 0:
+            item = item._replace(image=torch.full(item.image.shape, math.nan))
+        iteration(item)
+
+    trainer.iteration = spoiled
+
+
+def assert_healthy(trainer):
+    assert all(torch.isfinite(p).all() for network in trainer.state.networks.values() for p in network.parameters())
+
+
 def test_a_run_reports_saves_and_ends(workspace):
     trainer = make_trainer(workspace, "plain", "training.image_ticks=2", log=True)
     result = trainer.train()
@@ -83,6 +101,107 @@ def test_nan_in_the_discriminator_is_repaired(workspace):
     assert 0 < rollback["source"] < 72
     assert trainer.state.counters.stream == 1
     assert all(torch.isfinite(p).all() for network in trainer.state.networks.values() for p in network.parameters())
+
+
+def test_nan_on_the_tick_that_evaluates_goes_back_instead_of_scoring(workspace):
+    scored = ("training.metrics=[nfs8]", "training.val_every=1", "training.kimg=0.096")
+    trainer = make_trainer(workspace, "scored", *scored, *QUICK_RECOVERY, log=True)
+    spoil(trainer, at=64)
+    assert trainer.train().finished
+    (rollback,) = events(trainer, "rollback")
+    assert rollback["criterion"] == "non-finite value"
+    assert_healthy(trainer)
+
+
+def test_a_score_that_is_not_finite_goes_back(workspace, monkeypatch):
+    scored = ("training.metrics=[nfs8]", "training.val_every=1")
+    trainer = make_trainer(workspace, "scored", *scored, *QUICK_RECOVERY, log=True)
+    score = observer.score_generator
+    calls = []
+
+    def fail_once(*args, **options):
+        calls.append(args)
+        if len(calls) == 4:  # at 48 images
+            raise NotFiniteError("A rendered depth map is not finite.")
+        return score(*args, **options)
+
+    monkeypatch.setattr(observer, "score_generator", fail_once)
+    assert trainer.train().finished
+    (rollback,) = events(trainer, "rollback")
+    assert (rollback["criterion"], rollback["source"]) == ("non-finite score", 16)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(workspace):
+    trainer = make_trainer(workspace, "damaged", "training.kimg=0.128", *QUICK_RECOVERY, log=True)
+    Sabotage(trainer, at=104)
+    keep = trainer.iteration
+
+    def damage(item):
+        if trainer.state.counters.nimg == 104:
+            weights = trainer.run.checkpoints_folder / "000000080" / "G.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-1])
+        keep(item)
+
+    trainer.iteration = damage
+    assert trainer.train().finished
+    (rollback,) = events(trainer, "rollback")
+    assert rollback["source"] == 80
+    assert trainer.state.counters.stream == 1
+    assert trainer.state.monitor.rolled_back_nimg == 64
+    assert_healthy(trainer)
+
+
+@pytest.mark.slow
+def test_learning_rates_a_hundred_times_too_high_heal(workspace):
+    trainer = make_trainer(
+        workspace,
+        "hot",
+        "training.generator_optimizer.lr=0.25",
+        "training.discriminator_optimizer.lr=0.2",
+        "training.kimg=2.0",
+        "training.divergence.candidate_ticks=4",
+        "training.checkpoint.keep_last=2",
+        log=True,
+    )
+    assert trainer.train().finished
+    rollbacks = events(trainer, "rollback")
+    assert rollbacks
+    assert rollbacks[-1]["learning_rate"] <= 0.1
+    last = [tick["statistics"] for tick in events(trainer, "tick")][-20:]
+    assert all(abs(tick["Loss/G/loss"][0]) < 8 for tick in last)
+    assert_healthy(trainer)
+
+
+def test_the_error_names_checkpoints_only_if_there_are_any(workspace):
+    trainer = make_trainer(workspace, "early", *QUICK_RECOVERY, "training.divergence.rollbacks=0", log=True)
+    Sabotage(trainer, at=0, times=100)
+    with pytest.raises(DivergenceError) as caught:
+        trainer.train()
+    assert "checkpoint" not in str(caught.value)
+
+
+def test_a_full_disk_costs_the_log_and_the_samples_but_not_the_training(workspace, monkeypatch):
+    trainer = make_trainer(workspace, "full", "training.image_ticks=1", log=True)
+
+    def no_space(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("threedgp.training.log.append_json_line", no_space)
+    monkeypatch.setattr(trainer.log._board._records, "write", no_space)
+    monkeypatch.setattr(observer, "atomic_path", no_space)
+    assert trainer.train().finished
+    assert trainer.run.checkpoints()
+
+
+def test_tensorboard_reads_every_tick_at_its_own_step(workspace):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(workspace, "board", log=True)
+    trainer.train()
+    trainer.log.close()
+    curves = EventAccumulator(str(trainer.run.tensorboard))
+    curves.Reload()
+    assert [point.step for point in curves.Scalars("Loss/G/loss")] == [16, 32, 48, 64]
 
 
 def test_a_run_that_stays_broken_gives_up_with_exit_code_3(workspace):

@@ -173,11 +173,12 @@ def test_what_a_tick_remembers_decides_alike_after_a_stop(workspace):
     watch = [f"training.divergence.{key}" for key in ("grace=0.0", "patience=1", "candidate_ticks=1", "rollbacks=1")]
     watch += ["training.divergence.generator_loss_floor=0.6", "training.divergence.generator_loss_factor=1.0"]
     decisions = []
-    for name, stops in (("straight", ()), ("stopped", (1, 4, 2))):
+    for name, stops in (("straight", ()), ("stopped", (1, 1))):
         run = make_run(workspace, name, "training.tick_kimg=0.024", *watch)
+        for stop in stops:
+            train_here(run, LaunchOptions(), StopAt(stop))
         with pytest.raises(DivergenceError):
-            for stop in (*[StopAt(stop) for stop in stops], StopRequest()):
-                train_here(run, LaunchOptions(), stop)
+            train_here(run, LaunchOptions(), StopRequest())
         lines = read_json_lines(run.folder / "recovery.jsonl")
         decisions.append([{key: value for key, value in line.items() if key != "time"} for line in lines])
     assert decisions[0] == decisions[1] != []

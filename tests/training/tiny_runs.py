@@ -63,7 +63,83 @@ class KillAt(NullProgress):
     def __init__(self, nimg: int):
         self.nimg, self.seen = nimg, 0
 
-    def start(run: Run, processes: int = 1, **disturbance: int) -> list[multiprocessing.Process]:
+    def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None:
+        self.seen = done
+
+    def advance(self, count: int = 1) -> None:
+        self.seen += count
+        if self.seen >= self.nimg:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillInWrite:
+    """Ends this process by kill -9 before the given step of writing checkpoints: a file, a flush, a rename."""
+
+    def __init__(self, step: int):
+        self.left = step
+        for module, name in ((checkpoint, "save_file"), (checkpoint, "fsync"), (catalog, "fsync"), (os, "rename")):
+            self.watch(module, name)
+
+    def watch(self, module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **options)
+
+        setattr(module, name, counted)
+
+
+class StopAt(NullProgress):
+    """A stop request once so many images have been trained; it counts them as progress."""
+
+    def __init__(self, nimg: int | None):
+        self.nimg, self.seen = nimg, 0
+
+    def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None:
+        self.seen = done
+
+    def advance(self, count: int = 1) -> None:
+        self.seen += count
+
+    def __call__(self) -> bool:
+        return self.nimg is not None and self.seen >= self.nimg
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What happens to a process while it trains."""
+
+    kill_at: int | None = None
+    kill_in_write: int | None = None
+    stop_at: int | None = None
+
+
+def _train(folder: str, rank: int, size: int, port: int, disturbance: Disturbance) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    stop = StopAt(disturbance.stop_at)
+    progress = stop if disturbance.kill_at is None else KillAt(disturbance.kill_at)
+    if disturbance.kill_in_write is not None:
+        KillInWrite(disturbance.kill_in_write)
+    train_here(Run(Path(folder)), LaunchOptions(processes=size), stop, progress)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def start(run: Run, processes: int = 1, **disturbance: int) -> list[multiprocessing.Process]:
     """Start training a run in processes of its own."""
     port = free_port()
     arguments = [(str(run.folder), rank, processes, port, Disturbance(**disturbance)) for rank in range(processes)]
