@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.make_images import contents, make_set, picture
+from tests.data.make_images import make_set, picture
+from tests.data.photos import contents
 from threedgp.data.images import write_image
 from threedgp_cli.main import main
 

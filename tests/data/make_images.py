@@ -30,8 +30,3 @@ def make_set(root: Path, names: list[str], depth: bool = False, **size: int) -> 
         if depth:
             write_depth((root / name).with_name(Path(name).stem + "_depth.png"), depth_map(seed, **size))
     return root
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

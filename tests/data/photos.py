@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from threedgp.data.journal import JOURNAL
+
 
 def make_photos(root: Path, count: int = 12, classes: tuple[str, ...] = ("cat", "dog"), size=(40, 50)) -> list[str]:
     """Smooth random photos, the same for the same arguments; one per class is plain noise. Returns their names."""
@@ -40,8 +42,12 @@ def break_photos(root: Path, group: str = "cat") -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones included."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below a folder, hidden ones included, but for what differs from run to run: journals and locks."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != JOURNAL and p.suffix != ".lock"
+    }
 
 
 def run_and_kill(code: str, after: str, times: int) -> None:

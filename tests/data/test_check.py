@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.make_images import contents, depth_map, make_set, picture
+from tests.data.make_images import depth_map, make_set, picture
+from tests.data.photos import contents
 from threedgp.data.check import Problem, check
 from threedgp.data.images import write_depth, write_image
 from threedgp.data.resize import ResizeSettings, resize

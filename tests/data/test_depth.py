@@ -68,7 +68,7 @@ from threedgp.files import write_json
 from threedgp.pretrained.depth_estimators import EstimatorSpec
 run_depth({str(root / "images")!r}, {str(root / "killed")!r}, EstimatorSpec("synthetic"), batch_size=4, jobs=1)
 """
-    run_and_kill(code, "threedgp.data.depth:write_depth", times=6)
+    run_and_kill(code, "threedgp.data.journal:Recorder.write", times=6)
     assert 0 < len(list((root / "killed").rglob("*_depth.png"))) < 13
     run_depth(root / "images", root / "killed", SYNTHETIC, batch_size=4, jobs=2)
     assert contents(root / "killed") == contents(root / "depth")
@@ -184,11 +184,11 @@ def test_other_settings_need_leave(tmp_path):
 def test_a_full_disk_stops_the_stage_and_blames_no_photo(tmp_path, monkeypatch):
     make_photos(tmp_path / "images", count=4, classes=("",))
 
-    def full(path, depth):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def full(self, target, data):
+        raise OSError(errno.ENOSPC, "No space left on device", target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("threedgp.data.depth.write_depth", full)
+        patch.setattr("threedgp.data.journal.Recorder.write", full)
         with pytest.raises(DataError, match="disk is full"):
             run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=2)
     assert run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=2).skipped == {}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.make_images import contents, depth_map, picture
+from tests.data.make_images import depth_map, picture
+from tests.data.photos import contents
 from threedgp.data.images import decode_depth, decode_image, encode_depth, write_bytes, write_depth, write_image
 from threedgp.data.merge import merge
 from threedgp.errors import DataError, UsageError

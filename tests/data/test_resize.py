@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.make_images import contents, depth_map, make_set, picture
+from tests.data.make_images import depth_map, make_set, picture
+from tests.data.photos import contents
 from tests.tools import relative_error
 from threedgp.data.images import decode_depth, decode_image, encode_image, open_image, write_bytes, write_depth
 from threedgp.data.resize import (

@@ -4,14 +4,16 @@ import json
 import os
 
 import pytest
+from PIL import Image
 
-from threedgp.data.stage import Stage, is_newer
+from threedgp.data.stage import Stage
 from threedgp.errors import DataError, UsageError
 
 
 @pytest.fixture
 def folders(tmp_path):
     (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "any.png")
     return tmp_path / "in", tmp_path / "out"
 
 
@@ -46,7 +48,7 @@ def test_same_arguments_resume_and_stale_files_go(folders):
     (output / ".x.tmp-1234.png").write_bytes(b"half")
     stage, _ = run(source, output, ["b/2.png"])
     assert stage.resume
-    assert sorted(os.listdir(output)) == ["b", "manifest.json"]
+    assert sorted(name for name in os.listdir(output) if name != ".manifest.lock") == ["b", "manifest.json"]
 
 
 def test_other_arguments_are_refused_unless_overwritten(folders):
@@ -107,14 +109,3 @@ def test_an_unfinished_stage_is_no_input(folders):
         run(output, source.parent / "next", ["a.png"])
     (source / "manifest.json").write_text("my own notes")
     run(source, source.parent / "next", ["a.png"])
-
-
-def test_a_changed_source_is_not_up_to_date(tmp_path):
-    source, target = tmp_path / "s", tmp_path / "t"
-    source.write_bytes(b"1")
-    assert not is_newer(target, source)
-    target.write_bytes(b"1")
-    os.utime(source, (1, 1))
-    assert is_newer(target, source)
-    os.utime(source, (2**31, 2**31))
-    assert not is_newer(target, source)

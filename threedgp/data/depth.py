@@ -13,10 +13,11 @@ import numpy as np
 
 from threedgp.colormap import depth_colormap
 from threedgp.data.ahead import available_cores, map_ahead
-from threedgp.data.images import decode_image, write_depth, write_image
+from threedgp.data.images import decode_image, encode_depth, write_image
+from threedgp.data.journal import Journal, Made, Recorder, parse_made, still_holds
 from threedgp.data.shards import run_shards
-from threedgp.data.source import FolderSource, ImageSource, depth_name_of, open_source
-from threedgp.data.stage import Stage, StageReport, is_newer, plain_os_errors
+from threedgp.data.source import ImageSource, depth_name_of, open_source
+from threedgp.data.stage import Stage, StageReport, plain_os_errors
 from threedgp.errors import DataError, ThreeDGPError, UsageError
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -30,10 +31,11 @@ SHARDS_FOLDER = ".shards"
 
 
 class Outcome(NamedTuple):
-    """What became of a photo: its map lies there, or the reason why not."""
+    """What became of a photo: how its map was made, or the reason why it was not."""
 
     name: str
     reason: str | None = None
+    made: Made | None = None
 
 
 class _Photo(NamedTuple):
@@ -42,6 +44,7 @@ class _Photo(NamedTuple):
     name: str
     size: tuple[int, int]
     input: Tensor
+    files: Recorder
 
 
 def run_depth(
@@ -61,9 +64,9 @@ def run_depth(
 ) -> StageReport:
     """Estimate depth for every photo of a folder or zip.
 
-    Values are scaled to 0 (near) .. 60000 (farthest pixel) per photo. Maps that exist and are newer than their photo
-    are kept. Batches are cut from the whole list, so that a kill changes no byte and neither does sharing the work
-    (beyond the rounding of a network that runs with another number of CPU threads).
+    Values are scaled to 0 (near) .. 60000 (farthest pixel) per photo. Maps whose photo has not changed are kept.
+    Batches are cut from the whole list, so that a kill changes no byte and neither does sharing the work (beyond the
+    rounding of a network that runs with another number of CPU threads).
 
     Args:
         spec: the estimator, from `choose_estimator`.
@@ -103,14 +106,15 @@ def run_depth(
         for name, reason in doubles.items():
             stage.skip(name, reason)
         if estimator is not None:
-            outcomes = estimate(photos, names, target, estimator, batch_size, colormap, jobs or available_cores())
+            threads = jobs or available_cores()
+            outcomes = estimate(photos, names, stage.journal, estimator, batch_size, colormap, threads)
         else:
             job = {"device": device, "batch_size": batch_size, "colormap": colormap, "jobs": jobs}
             outcomes = _estimate_shared(Path(source), target, spec, gpus, job)
         with plain_os_errors():
             for outcome in outcomes:
                 if outcome.reason is None:
-                    stage.done({depth_name_of(outcome.name): outcome.name})
+                    stage.done({depth_name_of(outcome.name): outcome.name}, outcome.made)
                 else:
                     stage.skip(outcome.name, outcome.reason)
     finally:
@@ -122,7 +126,7 @@ def run_depth(
 def estimate(
     photos: ImageSource,
     names: list[str],
-    target: Path,
+    journal: Journal,
     estimator: DepthEstimator,
     batch_size: int,
     colormap: bool,
@@ -133,39 +137,46 @@ def estimate(
     """Make the missing maps of every `world_size`-th batch, starting with `rank`; yields what became of each photo.
 
     Reading, the network and writing overlap.
+
+    Args:
+        journal: of the target folder: which maps are there, and from what.
     """
+    target = journal.path.parent
     batches = [names[start : start + batch_size] for start in range(0, len(names), batch_size)][rank::world_size]
-    open_batches = []
+    open_batches, ready = [], {}
     for batch in batches:
-        if all(_is_done(photos, target, name) for name in batch):
-            yield from (Outcome(name) for name in batch)
+        found = {name: _existing(photos, journal, name) for name in batch}
+        ready |= {name: made for name, made in found.items() if made is not None}
+        if all(found.values()):
+            yield from (Outcome(name, made=made) for name, made in found.items())
         else:
             open_batches.append(batch)
 
     def read(name: str) -> _Photo | Outcome:
+        files = Recorder({name: (photos, name)}, target)
         try:
-            image = decode_image(photos.read(name))
-            return _Photo(name, image.shape[:2], estimator.prepare(image))
+            image = decode_image(files.read(name))
+            return _Photo(name, image.shape[:2], estimator.prepare(image), files)
         except DataError as error:
             return Outcome(name, str(error))
 
     def write(item: tuple[_Photo, Tensor]) -> Outcome:
         photo, prediction = item
-        return _store(target, photo, prediction, colormap)
+        return _store(photo, prediction, colormap)
 
     with ThreadPoolExecutor(max_workers=jobs) as writers:
         photos_ahead = map_ahead(read, (name for batch in open_batches for name in batch), jobs, 2 * batch_size + jobs)
         writing: list = []
         for batch in open_batches:
             read_batch = [next(photos_ahead) for _ in batch]
-            missing = {name for name in batch if not _is_done(photos, target, name)}
+            missing = set(batch) - ready.keys()
             yield from (photo for photo in read_batch if isinstance(photo, Outcome))
             good = [photo for photo in read_batch if isinstance(photo, _Photo)]
             predicted = []
             for group in _same_shape(good):
                 if any(photo.name in missing for photo in group):
                     predicted += zip(group, _predict(estimator, group), strict=True)
-            yield from (Outcome(photo.name) for photo in good if photo.name not in missing)
+            yield from (Outcome(photo.name, made=ready[photo.name]) for photo in good if photo.name not in missing)
             yield from (future.result() for future in writing)  # of the batch before
             writing = [writers.submit(write, item) for item in predicted if item[0].name in missing]
         yield from (future.result() for future in writing)
@@ -178,7 +189,7 @@ def _estimate_shared(
     job = options | {"source": str(source.resolve()), "target": str(target.resolve()), "spec": asdict(spec)}
     job["jobs"] = options["jobs"] or max(1, available_cores() // processes)
     for line in run_shards(WORKER_MODULE, job, processes, target / SHARDS_FOLDER):
-        yield Outcome(line["name"], line["reason"])
+        yield Outcome(line["name"], line["reason"], parse_made(line["made"]))
 
 
 def _check_devices(device: str, gpus: int) -> None:
@@ -202,9 +213,10 @@ def unique_stems(names: list[str]) -> tuple[list[str], dict[str, str]]:
     return [name for name in names if name not in doubles], doubles
 
 
-def _is_done(photos: ImageSource, target: Path, name: str) -> bool:
-    original = photos.root / name if isinstance(photos, FolderSource) else photos.root
-    return is_newer(target / depth_name_of(name), original)
+def _existing(photos: ImageSource, journal: Journal, name: str) -> Made | None:
+    """How the photo's map was made, if it is there and still holds."""
+    target = depth_name_of(name)
+    return still_holds(journal.jobs.get(target), {name: (photos, name)}, journal.path.parent, [target])
 
 
 def _same_shape(photos: list[_Photo]) -> list[list[_Photo]]:
@@ -224,7 +236,7 @@ def _predict(estimator: DepthEstimator, group: list[_Photo]) -> list[Tensor]:
         raise ThreeDGPError("The GPU ran out of memory: choose a smaller --batch.") from None
 
 
-def _store(target: Path, photo: _Photo, prediction: Tensor, colormap: bool) -> Outcome:
+def _store(photo: _Photo, prediction: Tensor, colormap: bool) -> Outcome:
     """Scale and write one map; the preview first, because the map says that both are done."""
     from threedgp.pretrained.leres import postprocess
 
@@ -232,9 +244,9 @@ def _store(target: Path, photo: _Photo, prediction: Tensor, colormap: bool) -> O
         depth = postprocess(prediction, *photo.size)
     except DataError as error:
         return Outcome(photo.name, str(error))
-    path = target / depth_name_of(photo.name)
+    name, target = depth_name_of(photo.name), photo.files.output
     if colormap:
-        preview = target.with_name(target.name + "-preview") / depth_name_of(photo.name)
+        preview = target.with_name(target.name + "-preview") / name
         write_image(preview.with_suffix(".jpg"), depth_colormap(1 - depth / np.float32(depth.max() or 1)))
-    write_depth(path, depth)
-    return Outcome(photo.name)
+    photo.files.write(name, encode_depth(depth))
+    return Outcome(photo.name, made=photo.files.made())

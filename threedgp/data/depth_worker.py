@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgp.data.depth import estimate, unique_stems
+from threedgp.data.journal import Journal
 from threedgp.data.shards import shard_main
 from threedgp.data.source import open_source
 from threedgp.data.stage import plain_os_errors
@@ -24,7 +25,7 @@ def work(job: dict[str, Any], rank: int, world_size: int) -> Iterator[dict[str, 
         for outcome in estimate(
             photos,
             names,
-            Path(job["target"]),
+            Journal.load(Path(job["target"])),
             estimator,
             job["batch_size"],
             job["colormap"],

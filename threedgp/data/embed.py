@@ -8,7 +8,7 @@ from typing import Literal
 from threedgp.data.ahead import available_cores
 from threedgp.data.features import compute_features, find_or_build
 from threedgp.data.source import open_source
-from threedgp.data.stage import Stage, StageReport, require_finished
+from threedgp.data.stage import Stage, StageReport, plain_os_errors
 from threedgp.errors import UsageError
 from threedgp.pretrained.names import canonical_name
 from threedgp.progress import NULL_PROGRESS, Progress
@@ -52,14 +52,15 @@ def run_embed(
     """
     if batch_size < 1:
         raise UsageError(f"The batch must hold at least 1 image, not {batch_size}.")
-    require_finished(Path(source))
     images, path = open_source(source), embeddings_path(output, model)
     found = find_or_build(
         images, path, model, weights, device=device, download=download, allow_unverified=allow_unverified,
         progress=progress,
     )  # fmt: skip
-    stage = Stage("embed", Path(source), Path(output), {}, on_error, max_errors, progress)
-    stage.manifest = f"{path.stem}_manifest.json"
+    manifest = f"{path.stem}_manifest.json"
+    stage = Stage("embed", Path(source), Path(output), {}, on_error, max_errors, progress, manifest=manifest)
+    with plain_os_errors():
+        stage.claim()
     table = compute_features(
         images,
         path,

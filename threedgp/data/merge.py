@@ -6,13 +6,12 @@ styles) they come with, and only pairs of equal size go on.
 
 from __future__ import annotations
 
-import os
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from threedgp.data.images import decode_depth, encode_depth, image_size, write_bytes
+from threedgp.data.images import decode_depth, encode_depth, image_size
+from threedgp.data.journal import Made, Recorder, relative, still_holds
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.source import (
     DEPTH_ENDING,
@@ -21,14 +20,14 @@ from threedgp.data.source import (
     depth_name_of,
     list_files,
     open_source,
-    read_file,
+    require_finished,
     same_stems,
     stem_of,
 )
-from threedgp.data.stage import Stage, StageReport, is_newer
+from threedgp.data.stage import Stage, StageReport
 from threedgp.data.workers import Backend, parallel
 from threedgp.errors import DataError
-from threedgp.files import atomic_path, write_json
+from threedgp.files import write_json
 from threedgp.progress import NULL_PROGRESS, Progress
 
 # Endings of depth maps after the image's stem, best first. A plain `.png` counts only in a folder of its own, and
@@ -37,10 +36,11 @@ DEPTH_ENDINGS = (DEPTH_ENDING, "-depth_raw.png", ".-depth_raw.png", "._depth.png
 
 
 class Pair(NamedTuple):
-    """One job: a photo and the depth map that was found for it."""
+    """One job: a photo, the depth map that was found for it, and how an earlier run made their copies."""
 
     name: str
     depth: Path
+    before: Made | None = None
 
 
 def merge(
@@ -72,6 +72,7 @@ def merge(
         raise DataError(f"{source} is an archive; merge needs a folder of photos.")
     if not Path(depth).is_dir():
         raise DataError(f"The depth folder {depth} does not exist. Make it with: 3dgp data depth")
+    require_finished(Path(depth))
     pairs, unmatched, orphans = match(photos, Path(depth).absolute())
     if not pairs:
         raise DataError(
@@ -83,7 +84,7 @@ def merge(
         "merge",
         source,
         output,
-        {"depth": _relative(Path(depth), Path(output))},
+        {"depth": relative(Path(depth), Path(output))},
         overwrite=overwrite,
         on_error=on_error,
         max_errors=max_errors,
@@ -101,13 +102,14 @@ def merge(
             **{name: clash_reason(first) for name, first in doubles.items()},
         }.items():
             stage.skip(name, reason)
-        pairs = [pair for pair in pairs if pair.name not in doubles]
-        work = partial(_merge_one, photos.root.absolute(), stage.output.absolute(), stage.resume)
-        for pair, reason in parallel(work, pairs, jobs=jobs, backend=backend):
-            if reason:
-                stage.skip(pair.name, reason)
+        todo = (pair._replace(before=stage.journal.jobs.get(pair.name)) for pair in pairs if pair.name not in doubles)
+        work = partial(_merge_one, photos.without_names(), stage.output.absolute())
+        for pair, made in parallel(work, todo, jobs=jobs, backend=backend):
+            if isinstance(made, str):
+                stage.skip(pair.name, made)
             else:
-                stage.done({pair.name: pair.name, depth_name_of(pair.name): _relative(pair.depth, Path(depth))})
+                files = {pair.name: pair.name, depth_name_of(pair.name): relative(pair.depth, Path(depth))}
+                stage.done(files, made)
     finally:
         progress.finish()
     if labels is not None:
@@ -136,40 +138,27 @@ def match(photos: FolderSource, depth: Path) -> tuple[list[Pair], list[str], lis
     return pairs, unmatched, sorted(available - used)
 
 
-def _merge_one(source: Path, output: Path, resume: bool, pair: Pair) -> tuple[Pair, str | None]:
-    """Copy one pair; returns the reason when it is not usable. Runs in a worker."""
-    picture, target, target_depth = source / pair.name, output / pair.name, output / depth_name_of(pair.name)
-    if resume and _is_copy(target, picture) and is_newer(target_depth, pair.depth) and _decodes(target_depth):
-        return pair, None
+def _merge_one(photos: FolderSource, output: Path, pair: Pair) -> tuple[Pair, Made | str]:
+    """Copy one pair; returns how it was made, or the reason when it is not usable. Runs in a worker."""
+    beside = FolderSource.only_to_read(pair.depth.parent)
+    inputs = {"photo": (photos, pair.name), "depth": (beside, pair.depth.name)}
+    made = still_holds(pair.before, inputs, output, (pair.name, depth_name_of(pair.name)))
+    if made is not None:
+        return pair, made
+    files = Recorder(inputs, output)
     try:
-        height, width = image_size(read_file(picture))
+        photo = files.read("photo")
+        height, width = image_size(photo)
     except DataError as error:
         return pair, str(error)
     try:
-        pixels = decode_depth(read_file(pair.depth))
+        pixels = decode_depth(files.read("depth"))
     except DataError as error:
         return pair, f"its depth map {pair.depth.name}: {error}"
     if pixels.shape != (height, width):
         return pair, (
             f"its depth map {pair.depth.name} is {pixels.shape[1]}x{pixels.shape[0]}, the image {width}x{height}"
         )
-    write_bytes(target_depth, encode_depth(pixels))
-    with atomic_path(target) as temporary:
-        shutil.copyfile(picture, temporary)
-    return pair, None
-
-
-def _is_copy(target: Path, picture: Path) -> bool:
-    return is_newer(target, picture) and target.stat().st_size == picture.stat().st_size
-
-
-def _decodes(depth: Path) -> bool:
-    try:
-        decode_depth(read_file(depth))
-    except DataError:
-        return False
-    return True
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return os.path.relpath(path, folder).replace(os.sep, "/")
+    files.write(pair.name, photo)
+    files.write(depth_name_of(pair.name), encode_depth(pixels))
+    return pair, files.made()

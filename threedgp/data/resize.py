@@ -19,13 +19,12 @@ from PIL import Image
 
 from threedgp.data.images import (
     decode_depth,
-    decode_image,
     encode_depth,
     encode_image,
     image_size,
     open_image,
-    write_bytes,
 )
+from threedgp.data.journal import Journal, Made, Recorder, still_holds
 from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, choose_labels
 from threedgp.data.source import (
     DEPTH_ENDING,
@@ -36,7 +35,7 @@ from threedgp.data.source import (
     same_stems,
     stem_of,
 )
-from threedgp.data.stage import Stage, StageReport, is_newer, plain_os_errors
+from threedgp.data.stage import Stage, StageReport, plain_os_errors
 from threedgp.data.workers import Backend, parallel
 from threedgp.errors import DataError, UsageError
 from threedgp.files import atomic_path, write_json
@@ -74,19 +73,24 @@ class ResizeSettings:
 
 
 class Job(NamedTuple):
-    """One image and, where the set has depth, its map: both are written, or neither."""
+    """One image and, where the set has depth, its map: both are written, or neither. `before`: an earlier run's."""
 
     name: str
     target: str
     depth: str | None
+    before: Made | None = None
+
+    def targets(self) -> list[str]:
+        return [self.target, depth_name_of(self.target)] if self.depth else [self.target]
 
 
 class Outcome(NamedTuple):
-    """What became of a job: finished, or a reason, and whether the user asked for that (dropped) or it is broken."""
+    """What became of a job: how it was made, or a reason, and whether the user asked for that (dropped)."""
 
     job: Job
     reason: str | None = None
     dropped: bool = False
+    made: Made | None = None
 
 
 def resize(
@@ -137,8 +141,8 @@ def resize(
         refused = _refuse(found)
         for name, reason in refused.items():
             stage.skip(name, reason)
-        todo = _plan(found, settings, refused)
-        work = partial(_resize_one, found.without_names(), stage.output.absolute(), settings, stage.resume)
+        todo = _plan(found, settings, refused, stage.journal)
+        work = partial(_resize_one, found.without_names(), stage.output.absolute(), settings)
         for outcome in parallel(work, todo, jobs=jobs, backend=backend):
             _record(stage, outcome)
     finally:
@@ -211,14 +215,15 @@ def pack_zip(folder: Path, archive: Path, *, progress: Progress = NULL_PROGRESS)
     return archive
 
 
-def _plan(source: ImageSource, settings: ResizeSettings, refused: dict[str, str]) -> Iterator[Job]:
+def _plan(source: ImageSource, settings: ResizeSettings, refused: dict[str, str], journal: Journal) -> Iterator[Job]:
     """Jobs in discovery order, without the images that `_refuse` named."""
     has_depth = bool(source.depth_names)
     for number, name in enumerate(source.names):
         if name not in refused:
             folder = name.rpartition("/")[0]
             stem = f"{folder}/{number:08d}".lstrip("/") if settings.rename else stem_of(name)
-            yield Job(name, f"{stem}.{settings.format}", depth_name_of(name) if has_depth else None)
+            target = f"{stem}.{settings.format}"
+            yield Job(name, target, depth_name_of(name) if has_depth else None, journal.jobs.get(target))
 
 
 def _refuse(source: ImageSource) -> dict[str, str]:
@@ -239,19 +244,22 @@ def _record(stage: Stage, outcome: Outcome) -> None:
         files = {job.target: job.name}
         if job.depth:
             files[depth_name_of(job.target)] = job.depth
-        stage.done(files)
+        stage.done(files, outcome.made)
     elif outcome.dropped:
         stage.drop(job.name, outcome.reason)
     else:
         stage.skip(job.name, outcome.reason)
 
 
-def _resize_one(source: ImageSource, output: Path, settings: ResizeSettings, resume: bool, job: Job) -> Outcome:
-    """Make one image and its depth map, the depth map first. Runs in a worker."""
-    if resume and _is_finished(source, output, settings, job):
-        return Outcome(job)
+def _resize_one(source: ImageSource, output: Path, settings: ResizeSettings, job: Job) -> Outcome:
+    """Make one image and its depth map, unless they are there. Runs in a worker."""
+    inputs = {name: (source, name) for name in (job.name, job.depth) if name}
+    made = still_holds(job.before, inputs, output, job.targets())
+    if made is not None:
+        return Outcome(job, made=made)
+    files = Recorder(inputs, output)
     try:
-        data = source.read(job.name)
+        data = files.read(job.name)
         height, width = image_size(data)
         if min(height, width) < settings.min_size:
             return Outcome(job, f"{width}x{height} is smaller than {settings.min_size} pixels", dropped=True)
@@ -262,33 +270,18 @@ def _resize_one(source: ImageSource, output: Path, settings: ResizeSettings, res
             return Outcome(job, "it has no colour", dropped=True)
     except DataError as error:
         return Outcome(job, str(error))
+    depth = None
     if job.depth is not None:
         try:
-            depth = decode_depth(source.read(job.depth))
+            depth = decode_depth(files.read(job.depth))
         except DataError as error:
             return Outcome(job, f"its depth map: {error}")
         if depth.shape != (height, width):
             return Outcome(job, f"its depth map is {depth.shape[1]}x{depth.shape[0]}, the image {width}x{height}")
-        write_bytes(output / depth_name_of(job.target), encode_depth(square_depth(depth, settings.size)))
-    write_bytes(output / job.target, encode_image(image, f".{settings.format}"))
-    return Outcome(job)
-
-
-def _is_finished(source: ImageSource, output: Path, settings: ResizeSettings, job: Job) -> bool:
-    """True when all targets are newer than their sources, decode, and have the right size."""
-    origin, target = source.root, output / job.target
-    origins = [origin] if origin.is_file() else [origin / job.name, *([origin / job.depth] if job.depth else [])]
-    if not is_newer(target, *origins):
-        return False
-    try:
-        if decode_image(target.read_bytes()).shape != (settings.size, settings.size, 3):
-            return False
-        if job.depth is None:
-            return True
-        depth = output / depth_name_of(job.target)
-        return is_newer(depth, *origins) and decode_depth(depth.read_bytes()).shape == (settings.size, settings.size)
-    except (DataError, OSError):
-        return False
+    files.write(job.target, encode_image(image, f".{settings.format}"))
+    if depth is not None:
+        files.write(depth_name_of(job.target), encode_depth(square_depth(depth, settings.size)))
+    return Outcome(job, made=files.made())
 
 
 def _write_labels(stage: Stage, source: ImageSource, labels: Labels, settings: ResizeSettings) -> None:

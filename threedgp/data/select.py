@@ -20,6 +20,7 @@ import numpy as np
 from threedgp.data.ahead import available_cores, map_ahead
 from threedgp.data.features import FeatureTable, compute_features, find_or_build
 from threedgp.data.images import write_bytes
+from threedgp.data.journal import Journal, Made, Recorder, still_holds
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
 from threedgp.data.montage import draw_montage
@@ -266,44 +267,44 @@ def _draw_montages(
 def _place_all(photos: ImageSource, kept: list[str], target: Path, link: Link, jobs: int, stage: Stage) -> None:
     """Put the kept photos and their depth maps into the target; what already lies there is not touched."""
     with_depth = set(photos.depth_names)
-    place = partial(_place, photos, target, link)
+    place = partial(_copy, photos, target, stage.journal) if link == "copy" else partial(_link, photos, target, link)
 
-    def place_pair(name: str) -> str | None:
+    def place_pair(name: str) -> dict[str, Made | None] | str:
         try:
-            place(name)
-            if depth_name_of(name) in with_depth:
-                place(depth_name_of(name))
+            files = [name, depth_name_of(name)] if depth_name_of(name) in with_depth else [name]
+            return {file: place(file) for file in files}
         except DataError as error:
             return str(error)
-        return None
 
     stage.progress.start("Placing photos", len(kept))
     try:
         with plain_os_errors():
-            for name, problem in zip(kept, map_ahead(place_pair, kept, jobs, window=4 * jobs), strict=True):
-                if problem is not None:
-                    stage.skip(name, problem)
-                else:
-                    files = [name, depth_name_of(name)] if depth_name_of(name) in with_depth else [name]
-                    stage.done({file: file for file in files})
+            for name, placed in zip(kept, map_ahead(place_pair, kept, jobs, window=4 * jobs), strict=True):
+                if isinstance(placed, str):
+                    stage.skip(name, placed)
+                    continue
+                for made in placed.values():
+                    if made is not None:
+                        stage.journal.add(made)
+                stage.done({file: file for file in placed})
     finally:
         stage.progress.finish()
 
 
-def _place(photos: ImageSource, target: Path, link: Link, name: str) -> None:
-    """Copy or link one file by atomic rename. Raises `DataError` when the source cannot be read."""
+def _copy(photos: ImageSource, target: Path, journal: Journal, name: str) -> Made:
+    """Copy one file, unless its copy is there. Raises `DataError` when it cannot be read."""
+    inputs = {name: (photos, name)}
+    made = None if (target / name).is_symlink() else still_holds(journal.jobs.get(name), inputs, target, [name])
+    if made is None:
+        files = Recorder(inputs, target)
+        files.write(name, files.read(name))
+        made = files.made()
+    return made
+
+
+def _link(photos: ImageSource, target: Path, link: Link, name: str) -> None:
+    """Link one file by atomic rename."""
     place, original = target / name, photos.root / name
-    if link == "copy":
-        stamp = photos.stamp(name)
-        if not place.is_symlink() and place.is_file() and f"{place.stat().st_size}-{place.stat().st_mtime_ns}" == stamp:
-            return
-        data = photos.read(name)
-        with atomic_path(place) as temporary:
-            temporary.write_bytes(data)
-            if isinstance(photos, FolderSource):
-                status = original.stat()
-                os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))  # the mark of a finished copy
-        return
     if place.exists() and place.is_symlink() == (link == "symlink") and place.samefile(original):
         return
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from threedgp.errors import DataError
 
@@ -14,6 +16,7 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
 DEPTH_ENDING = "_depth.png"
+MANIFEST = "manifest.json"
 MAX_FILE_BYTES = 1 << 30
 START_BYTES = 1 << 16
 
@@ -87,12 +90,8 @@ class FolderSource:
         return (self.root / name).is_file()
 
     def stamp(self, name: str) -> str:
-        """Size and modification time: another stamp means another content."""
-        try:
-            status = (self.root / name).stat()
-        except OSError:
-            return "unreadable"
-        return f"{status.st_size}-{status.st_mtime_ns}"
+        """See `file_stamp`."""
+        return file_stamp(self.root / name)
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises `DataError` with the reason when it cannot be read."""
@@ -104,9 +103,14 @@ class FolderSource:
 
     def without_names(self) -> FolderSource:
         """A copy that can only `read`: what is sent to worker processes with every batch of work."""
-        copy = FolderSource.__new__(FolderSource)
-        copy.root, copy.problems, copy.names, copy.depth_names = self.root.absolute(), {}, [], []
-        return copy
+        return FolderSource.only_to_read(self.root)
+
+    @classmethod
+    def only_to_read(cls, root: Path) -> FolderSource:
+        """A folder whose files are known by name already, so that it need not be listed."""
+        source = cls.__new__(cls)
+        source.root, source.problems, source.names, source.depth_names = root.absolute(), {}, [], []
+        return source
 
 
 class ZipSource:
@@ -198,10 +202,12 @@ def open_source(path: Path | str, *, allow_empty: bool = False) -> ImageSource:
     """Open a folder or `.zip` of images.
 
     Raises:
-        DataError: it does not exist, is neither, or holds no image (unless `allow_empty`).
+        DataError: it does not exist, is neither, is the unfinished output of a stage, or holds no image (unless
+            `allow_empty`).
     """
     path = Path(path)
     if path.is_dir():
+        require_finished(path)
         source: ImageSource = FolderSource(path)
     elif path.is_file():
         source = ZipSource(path)
@@ -211,6 +217,34 @@ def open_source(path: Path | str, *, allow_empty: bool = False) -> ImageSource:
         kinds = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise DataError(f"{path} holds no images. Put files of these kinds there (sub-folders are classes): {kinds}")
     return source
+
+
+def file_stamp(path: Path) -> str:
+    """Size, times and inode of a file: the same stamp means the same content, another need not mean another.
+
+    The change time and the inode are what tells a file from another one that was put in its place with its date.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return "unreadable"
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest that a data stage left in its output; None for a folder that no stage wrote."""
+    try:
+        content = json.loads(read_file(folder / MANIFEST))
+    except (DataError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and "stage" in content else None
+
+
+def require_finished(folder: Path) -> None:
+    """Raise `DataError` when a folder is the output of a stage that was stopped before its end."""
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.get("complete") is False:
+        raise DataError(f"{folder} is unfinished: run '3dgp data {manifest['stage']}' again first.")
 
 
 def read_file(path: Path, count: int = -1) -> bytes:

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from threedgp import __version__
-from threedgp.data.source import FolderSource
+from threedgp.data.journal import Journal, Made, digest
+from threedgp.data.source import MANIFEST, FolderSource, ImageSource, open_source, read_manifest
 from threedgp.errors import DataError, UsageError
 from threedgp.files import TEMPORARY_MARK, read_json, write_json
 from threedgp.progress import NULL_PROGRESS, Progress
 
-MANIFEST = "manifest.json"
 MAX_ERRORS = 0.01
 FREE_ERRORS = 10  # a small set may have this many broken files before the default share counts
 NOTES = 20  # broken files named on the screen; the manifest names all
@@ -49,10 +51,12 @@ class Stage:
 
     Attributes:
         resume: True when targets that exist were made with the same arguments and may be kept.
+        journal: what earlier runs with these arguments made from what.
         images: number of images finished so far, with all that belongs to them.
         files: {target: source} of finished files, both relative.
         skipped: {path: reason} of broken files. dropped: {path: reason} of files left out on request.
         extra: further entries for the manifest.
+        read: what the source held, see `listing`.
         manifest: its file name, for stages whose results share a folder.
     """
 
@@ -64,12 +68,36 @@ class Stage:
     max_errors: float | None = None
     progress: Progress = NULL_PROGRESS
     resume: bool = False
+    journal: Journal = field(init=False)
     images: int = 0
     files: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     manifest: str = MANIFEST
+    read: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.output)
+        # One lock a process: a run that failed may be tried again by the same process.
+        path = self.output.absolute() / f".{Path(self.manifest).stem}.lock"
+        self._lock = FileLock(path, is_singleton=True, thread_local=False)
+
+    def claim(self) -> None:
+        """Keep other processes out of the output until `finish`, or until this process ends, however it ends.
+
+        Raises:
+            UsageError: another process is at work there.
+        """
+        if self.output.exists() and not self.output.is_dir():
+            raise UsageError(f"{self.output} is a file, not a folder. Choose another output with -o.")
+        self.output.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"Another process is writing {self.output}. Wait until it is done, or choose another output with -o."
+            ) from None
 
     @classmethod
     def begin(
@@ -106,20 +134,32 @@ class Stage:
         root, target = source.resolve(), output.resolve()
         if target == root or (root in target.parents and not inside):
             raise UsageError(f"The output {output} lies in the source {source}. Choose a folder beside it with -o.")
-        require_finished(source)
+        found = open_source(source)
+        for sentence in outdated(source):
+            progress.note(sentence)
         arguments = json.loads(json.dumps(arguments))  # as it will be read back: tuples become lists
-        stage = cls(name, source, output, arguments, on_error, max_errors, progress)
+        stage = cls(name, source, output, arguments, on_error, max_errors, progress, read=listing(found))
         with plain_os_errors():
+            stage.claim()
             stage.resume = stage._same_arguments(overwrite)
-            output.mkdir(parents=True, exist_ok=True)
             remove_leftovers(output)
-            if not stage.resume:
-                prune(output, keep=())
-                write_json(output / MANIFEST, stage._manifest(complete=False))
+            before = stage._written_before()
+            if stage.resume:
+                stage.journal = Journal.load(output)
+            else:
+                remove_files(output, before)
+                stage.journal.path.unlink(missing_ok=True)
+            # From here to `finish` nobody may take the folder for whole, and `before` must not be forgotten.
+            write_json(output / MANIFEST, {**stage._manifest(complete=False), "files": before if stage.resume else {}})
         return stage
 
-    def done(self, files: dict[str, str]) -> None:
-        """Note one finished image: {target: source} of its files (the depth map too). Advances the progress bar."""
+    def done(self, files: dict[str, str], made: Made | None = None) -> None:
+        """Note one finished image: {target: source} of its files (the depth map too), and how they were made.
+
+        Advances the progress bar.
+        """
+        if made is not None:
+            self.journal.add(made)
         self.files.update(files)
         self.images += 1
         self.progress.advance()
@@ -144,7 +184,7 @@ class Stage:
         """Write the manifest and judge the number of broken files.
 
         Args:
-            prune_stale: remove images and depth maps of an earlier run that this one would not have made.
+            prune_stale: remove the files of an earlier run that this one would not have made.
             total: images looked at, where a stage leaves good ones out on purpose.
 
         Raises:
@@ -153,8 +193,14 @@ class Stage:
         total = total or self.images + len(self.skipped) + len(self.dropped)
         with plain_os_errors():
             if prune_stale:
-                prune(self.output, keep=self.files)
+                # What a killed run made stands in the journal only; what is the user's own stands nowhere.
+                before = {*self._written_before(), *(t for made in self.journal.jobs.values() for t in made.targets)}
+                remove_files(self.output, before - self.files.keys())
+            if self.journal.jobs:
+                self.journal.keep(self.files)
             write_json(self.output / self.manifest, self._manifest(complete=True))
+            self._tell_foreign_files()
+        self._lock.release(force=True)
         report = StageReport(self.name, self.output, self.images, self.skipped, self.dropped, self.extra)
         first = next(iter(self.skipped.items()), None)
         example = f" (first: {first[0]}: {first[1]})" if first else ""
@@ -171,6 +217,18 @@ class Stage:
             )
         return report
 
+    def _tell_foreign_files(self) -> None:
+        """Pictures that somebody else put into the output stay there, and are said to."""
+        if self.manifest != MANIFEST:
+            return
+        there = FolderSource(self.output)
+        foreign = [name for name in (*there.names, *there.depth_names) if name not in self.files]
+        if foreign:
+            self.progress.note(
+                f"{len(foreign)} files in {self.output} were not made by '3dgp data {self.name}' and are left alone "
+                f"(first: {foreign[0]})."
+            )
+
     def _manifest(self, complete: bool) -> dict[str, Any]:
         """No times and no counts of resumed files: an interrupted and an undisturbed run must agree byte for byte."""
         return {
@@ -178,6 +236,7 @@ class Stage:
             "complete": complete,
             "version": __version__,
             "source": os.path.relpath(self.source, self.output).replace(os.sep, "/"),
+            "read": self.read,
             "arguments": self.arguments,
             **dict(sorted(self.extra.items())),
             "counts": {"images": self.images, "skipped": len(self.skipped), "dropped": len(self.dropped)},
@@ -186,11 +245,15 @@ class Stage:
             "files": dict(sorted(self.files.items())),
         }
 
+    def _written_before(self) -> dict[str, str]:
+        """{target: source} that the manifest in the output lists as this stage's own."""
+        if not (self.output / MANIFEST).is_file():
+            return {}
+        content = read_json(self.output / MANIFEST)
+        files = content.get("files") if isinstance(content, dict) else None
+        return {str(target): str(source) for target, source in files.items()} if isinstance(files, dict) else {}
+
     def _same_arguments(self, overwrite: bool) -> bool:
-        if not self.output.exists():
-            return False
-        if not self.output.is_dir():
-            raise UsageError(f"{self.output} is a file, not a folder. Choose another output with -o.")
         if not any(entry for entry in self.output.iterdir() if not entry.name.startswith(".")):
             return False
         if not (self.output / MANIFEST).exists():
@@ -217,16 +280,29 @@ class Stage:
         )
 
 
-def require_finished(source: Path) -> None:
-    """Raise `DataError` when a folder is the output of a stage that was stopped before its end."""
-    if not (source / MANIFEST).is_file():
-        return
+def outdated(folder: Path) -> list[str]:
+    """What was added to or removed from the sources of a finished stage, and of theirs, since it ran; in sentences."""
+    manifest = read_manifest(folder)
+    if manifest is None or not isinstance(manifest.get("read"), dict):
+        return []
+    upstream = Path(os.path.normpath(folder / str(manifest["source"])))
     try:
-        manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError:
-        return  # a file of the user's own
-    if isinstance(manifest, dict) and "stage" in manifest and manifest.get("complete") is False:
-        raise DataError(f"{source} is unfinished: run '3dgp data {manifest['stage']}' again first.")
+        now = listing(open_source(upstream, allow_empty=True))
+    except DataError:
+        return []  # its sources were moved away or removed, which is allowed
+    found = outdated(upstream)
+    if now != manifest["read"]:
+        found.append(
+            f"{upstream} has changed since {folder} was made from it ({manifest['read'].get('images')} images then, "
+            f"{now['images']} now). To take that in, run '3dgp data {manifest['stage']}' again."
+        )
+    return found
+
+
+def listing(source: ImageSource) -> dict[str, Any]:
+    """How many images a source has, and a digest of their names: tells whether any came or went."""
+    names = "\n".join([*source.names, *source.depth_names]).encode("utf-8", "surrogateescape")
+    return {"images": len(source.names), "names": digest(names)}
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -237,26 +313,17 @@ def remove_leftovers(folder: Path) -> None:
                 Path(parent, name).unlink(missing_ok=True)
 
 
-def prune(output: Path, keep: Iterable[str]) -> None:
-    """Remove images and depth maps below `output` that are not in `keep`, and folders this empties."""
-    kept = set(keep)
-    found = FolderSource(output)
-    for name in [*found.names, *found.depth_names]:
-        if name not in kept:
-            (output / name).unlink(missing_ok=True)
-            for folder in (output / name).relative_to(output).parents:
-                if str(folder) == "." or any((output / folder).iterdir()):
-                    break
-                (output / folder).rmdir()
-
-
-def is_newer(target: Path, *sources: Path) -> bool:
-    """True when the target exists and none of the sources was changed after it was written."""
-    try:
-        made = target.stat().st_mtime_ns
-        return all(made >= source.stat().st_mtime_ns for source in sources)
-    except OSError:
-        return False
+def remove_files(output: Path, names: Iterable[str]) -> None:
+    """Remove files that a stage wrote, by relative path, and the folders this empties; links are not followed."""
+    for name in names:
+        path = output / name
+        if path.resolve().parent != output.resolve() / Path(name).parent or ".." in Path(name).parts:
+            continue  # a folder on the way is a link, or the manifest names something outside
+        path.unlink(missing_ok=True)
+        for folder in Path(name).parents:
+            if str(folder) == "." or not (output / folder).is_dir() or any((output / folder).iterdir()):
+                break
+            (output / folder).rmdir()
 
 
 @contextmanager

@@ -1,0 +1,124 @@
+"""A stage knows by content, not by date, which of its files still hold."""
+
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from tests.data.photos import make_photos
+from threedgp.data.depth import run_depth
+from threedgp.data.images import decode_depth, decode_image, open_image
+from threedgp.data.journal import JOURNAL, Journal, Recorder, still_holds
+from threedgp.data.merge import merge
+from threedgp.data.resize import ResizeSettings, resize, square_image
+from threedgp.data.source import FolderSource, open_source
+from threedgp.errors import DataError
+from threedgp.pretrained.depth_estimators import choose_estimator
+
+OLD = 1.5e9  # seconds: long before anything here
+
+
+def job(root):
+    (root / "in").mkdir(exist_ok=True)
+    (root / "in/a").write_bytes(b"first")
+    source = FolderSource.only_to_read(root / "in")
+    files = Recorder({"a": (source, "a")}, root / "out")
+    files.write("x/b", files.read("a").upper())
+    return files
+
+
+def test_same_bytes_hold_whatever_the_dates_say(tmp_path):
+    files = job(tmp_path)
+    made, check = files.made(), lambda: still_holds(files.made(), files.inputs, tmp_path / "out", ["x/b"])
+    assert check() == made
+    os.utime(tmp_path / "in/a", (OLD, OLD))
+    shutil.copyfile(tmp_path / "out/x/b", tmp_path / "copy")
+    os.replace(tmp_path / "copy", tmp_path / "out/x/b")
+    again = check()
+    assert again is not None
+    assert again != made  # today's stamps
+    assert [mark.digest for mark in again.targets.values()] == [mark.digest for mark in made.targets.values()]
+
+
+@pytest.mark.parametrize("changed", ["in/a", "out/x/b"])
+def test_other_bytes_of_the_same_size_and_date_do_not_hold(tmp_path, changed):
+    files = job(tmp_path)
+    date = (tmp_path / changed).stat().st_mtime_ns
+    (tmp_path / changed).write_bytes(b"other")
+    os.utime(tmp_path / changed, ns=(date, date))
+    assert still_holds(files.made(), files.inputs, tmp_path / "out", ["x/b"]) is None
+
+
+def test_other_sources_and_targets_do_not_hold(tmp_path):
+    files = job(tmp_path)
+    source = FolderSource.only_to_read(tmp_path / "in")
+    out = tmp_path / "out"
+    assert still_holds(None, files.inputs, out, ["x/b"]) is None
+    assert still_holds(files.made(), {"c": (source, "a")}, out, ["x/b"]) is None
+    assert still_holds(files.made(), files.inputs, out, ["x/b", "x/c"]) is None
+    (out / "x/b").unlink()
+    assert still_holds(files.made(), files.inputs, out, ["x/b"]) is None
+
+
+def test_a_journal_outlives_kills_and_nonsense(tmp_path):
+    made = job(tmp_path).made()
+    journal = Journal(tmp_path / "out")
+    journal.add(made)
+    journal.add(made)
+    assert journal.path.read_text().count("\n") == 1
+    with open(journal.path, "a") as file:
+        file.write('{"sources": 3}\n[1]\n{"sources": {"a": ["1", "2"]}, "tar')
+    assert Journal.load(tmp_path / "out").jobs == {"x/b": made}
+    journal.keep([])
+    assert Journal.load(tmp_path / "out").jobs == {}
+
+
+def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/x").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="leads out of"):
+        job(tmp_path)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_photo_replaced_by_one_with_an_older_date_is_new_everywhere(tmp_path):
+    """`cp -p`, `mv`, `tar`, `unzip` and `rsync -a` keep dates."""
+    images = tmp_path / "images"
+    make_photos(images, count=3, classes=("",))
+    spec = choose_estimator("synthetic")
+
+    def prepare():
+        run_depth(images, tmp_path / "depth", spec, jobs=1)
+        merge(images, tmp_path / "depth", tmp_path / "merged", jobs=1)
+        resize(tmp_path / "merged", tmp_path / "32", ResizeSettings(32), jobs=1)
+        return (tmp_path / "32/01_depth.png").read_bytes()
+
+    before = prepare()
+    other = tmp_path / "other.png"
+    Image.radial_gradient("L").convert("RGB").resize((50, 40)).save(other)
+    os.utime(other, (OLD, OLD))
+    shutil.copy2(other, images / "01.png")
+    after = prepare()
+    expected = square_image(open_image(other.read_bytes()), 32)
+    assert decode_image((tmp_path / "32/01.png").read_bytes()).tobytes() == expected.tobytes()
+    assert after != before
+    whole = run_depth(images, tmp_path / "fresh", spec, jobs=1).output / "01_depth.png"
+    assert (decode_depth((tmp_path / "merged/01_depth.png").read_bytes()) == decode_depth(whole.read_bytes())).all()
+
+
+def test_renamed_targets_show_the_source_that_the_manifest_names(tmp_path):
+    make_photos(tmp_path / "images", count=4, size=(32, 32))
+    settings = ResizeSettings(32, rename=True)
+    resize(tmp_path / "images", tmp_path / "set", settings, jobs=1)
+    (tmp_path / "images/cat/00.png").unlink()
+    report = resize(tmp_path / "images", tmp_path / "set", settings, jobs=1)
+    files = report.output / JOURNAL
+    assert files.exists()
+    assert len(open_source(tmp_path / "set").names) == 7
+    manifest = Journal.load(tmp_path / "set").jobs
+    for target, made in manifest.items():
+        (name,) = made.sources
+        shown = decode_image((tmp_path / "set" / target).read_bytes())
+        assert (shown == decode_image((tmp_path / "images" / name).read_bytes())).all()
