@@ -164,7 +164,7 @@ def test_a_score_that_is_not_finite_fires_at_once():
 
 
 def test_nothing_proves_healthy_before_the_criteria_can_say_so():
-    run = Run(candidate_ticks=2)
+    run = Run(candidate_ticks=2, patience=1)
     run.monitor.note_checkpoint(run.nimg)
     run.tick(ticks=49)  # 196 kimg
     assert not run.monitor.candidates[0].healthy
@@ -220,7 +220,7 @@ def test_only_the_newest_candidates_are_kept():
 
 
 def test_a_rollback_forgets_what_came_after():
-    run = Run(candidate_ticks=1, grace=0.0)
+    run = Run(candidate_ticks=1, patience=1, grace=0.0)
     for _ in range(3):
         run.monitor.note_checkpoint(run.nimg)
         run.tick()

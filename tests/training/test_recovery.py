@@ -55,11 +55,12 @@ def test_attempts_grow_stronger_and_end(recovery):
     assert len(read_json_lines(recovery.path)) == 4
 
 
-def test_trouble_elsewhere_starts_anew(recovery):
+def test_the_count_starts_anew_when_the_trouble_is_long_over(recovery):
     assert recovery.decide(trigger(1000), HEALTHY).attempt == 1
-    assert recovery.decide(trigger(1399), HEALTHY).attempt == 2
-    assert recovery.decide(trigger(1500), HEALTHY).attempt == 1  # 500 kimg from where it first happened
-    assert recovery.last.region == 1500 * K
+    near = [*HEALTHY, Candidate(1200 * K, 25, True)]
+    assert recovery.decide(trigger(1500), near).attempt == 2
+    over = [*near, Candidate(1900 * K, 25, True)]  # 400 kimg beyond the last trouble
+    assert recovery.decide(trigger(2000), over).attempt == 1
 
 
 def test_rollbacks_of_a_run_are_bounded(tmp_path):
@@ -76,20 +77,21 @@ def test_a_restarted_job_remembers(recovery):
     assert again.decide(trigger(1000), HEALTHY).attempt == 2
 
 
-def test_learning_rates_fall_tenfold_from_the_second_attempt_on_and_stay(recovery):
+def test_learning_rates_fall_from_the_second_attempt_on_and_stay(recovery):
     rates = []
     for _ in range(4):
         recovery.decide(trigger(1000), HEALTHY)
         rates.append(recovery.factors)
-    assert [rate for rate, _ in rates] == pytest.approx([1.0, 0.1, 0.01, 0.001])
+    assert [rate for rate, _ in rates] == pytest.approx([1.0, 0.3, 0.03, 0.003])
     assert [gamma for _, gamma in rates] == [1.0, 2.0, 4.0, 8.0]
+    recovery.decide(trigger(2000), [*HEALTHY, Candidate(1900 * K, 25, True)])
+    assert recovery.factors == rates[-1]
 
 
-def test_trouble_elsewhere_keeps_the_lowered_rates(recovery):
+def test_rates_that_were_never_right_fall_far(recovery):
     for _ in range(2):
-        recovery.decide(trigger(1000), HEALTHY)
-    assert recovery.decide(trigger(9000), HEALTHY).attempt == 1
-    assert recovery.factors == (0.1, 2.0)
+        recovery.decide(trigger(100), [])
+    assert recovery.factors == (0.03, 2.0)
 
 
 def test_without_a_healthy_checkpoint_later_attempts_start_afresh(recovery):
@@ -103,7 +105,7 @@ def test_decisions_of_earlier_versions_are_understood(recovery):
     del line["learning_rate"], line["gamma"]
     recovery.path.write_text("")
     for slow in (False, True):
-        append_json_line(recovery.path, line | {"slow": slow})
+        append_json_line(recovery.path, line | {"slow": slow, "region": 1000})
     assert [(r.learning_rate, r.gamma) for r in read_rollbacks(recovery.path)] == [(1.0, 1.0), (0.5, 2.0)]
 
 

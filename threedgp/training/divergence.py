@@ -37,12 +37,12 @@ class Spans(NamedTuple):
     grace: float  # criteria that need experience rest for so long at the start of a run
     settle: float  # and so long after a rollback
     step_back: float  # a checkpoint this shortly before the trouble may be infected already
-    region: float  # trouble within this distance is the same trouble
+    beyond: float  # trouble is over when a checkpoint this far beyond it has proved healthy
 
     @classmethod
     def of(cls, config: DivergenceConfig, kimg: float) -> Spans:
         grace = config.grace * kimg
-        return cls(grace, settle=grace / 5, step_back=grace / 2, region=2 * grace)
+        return cls(grace, settle=grace / 5, step_back=grace / 2, beyond=2 * grace)
 
 
 @dataclass(frozen=True)
@@ -244,10 +244,11 @@ class DivergenceMonitor:
             return
         if quiet and reading.diversity is not None:
             self._diversities = [*self._diversities, reading.diversity][-DIVERSITY_HISTORY:]
+        needed = max(self.config.candidate_ticks // 2, self.config.patience)
         for candidate in self.candidates:
             if not candidate.healthy and candidate.nimg < reading.nimg:
                 candidate.quiet_ticks = candidate.quiet_ticks + 1 if quiet else 0
-                candidate.healthy = candidate.quiet_ticks >= max(self.config.candidate_ticks // 2, 1)
+                candidate.healthy = candidate.quiet_ticks >= needed
 
     @staticmethod
     def _values(reading: TickReading) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from threedgp.errors import DataError
 from threedgp.files import append_json_line, read_json_lines
 from threedgp.training.divergence import Candidate, Spans, Trigger
 
-LOWER_RATES = 0.1  # factor of both learning rates at every attempt after the first: three of them reach a thousandth
+GENTLE, STEEP = 0.3, 0.1  # what both learning rates are multiplied by at the second attempt, and at each later one
+FAR = 0.03  # the same in a run of which no checkpoint ever proved healthy: its rates were never right
 RAISE_GAMMA = 2.0  # factor of the gradient penalty's weight at the same moments
 
 
@@ -30,7 +31,6 @@ class Rollback:
         stream: number of the random stream to continue with, never used before in this run.
         attempt: 1, 2, 3, ... for the same stretch.
         learning_rate, gamma: factors of both learning rates and of the gradient penalty's weight from here on.
-        region: image count of the first trigger in this stretch.
         nimg, first_nimg, criterion, values: what was seen, see `Trigger`.
         time: of the decision, seconds since 1970.
     """
@@ -40,7 +40,6 @@ class Rollback:
     attempt: int
     learning_rate: float
     gamma: float
-    region: int
     nimg: int
     first_nimg: int
     criterion: str
@@ -52,9 +51,11 @@ class Recovery:
     """Decides on rollbacks, a bounded number of times.
 
     1. attempt: the newest healthy checkpoint well before the trouble began, with new random numbers;
-    2. and later: each time one checkpoint further back, learning rates ten times lower and a gradient penalty twice as
+    2. and later: each time one checkpoint further back, with lower learning rates and a gradient penalty twice as
        strong. These stay: with the old ones the run would diverge again. Where no checkpoint ever proved healthy, the
        run starts afresh.
+
+    The count starts anew when a checkpoint well beyond the last trouble has proved healthy.
 
     Args:
         path: recovery.jsonl of the run.
@@ -88,7 +89,7 @@ class Recovery:
             trigger: what the monitor saw.
             candidates: checkpoints that exist, with their health.
         """
-        attempt, region = self._attempt(trigger)
+        attempt = self._attempt(candidates)
         if attempt > self.config.attempts or len(self.rollbacks) >= self.config.rollbacks:
             return None
         learning_rate, gamma = self.factors
@@ -96,9 +97,8 @@ class Recovery:
             source=self._source(trigger, candidates, attempt),
             stream=self.stream + 1,
             attempt=attempt,
-            learning_rate=learning_rate * (LOWER_RATES if attempt > 1 else 1.0),
+            learning_rate=learning_rate * _lowering(attempt, any(c.healthy for c in candidates)),
             gamma=gamma * (RAISE_GAMMA if attempt > 1 else 1.0),
-            region=region,
             nimg=trigger.nimg,
             first_nimg=trigger.first_nimg,
             criterion=trigger.criterion,
@@ -109,12 +109,12 @@ class Recovery:
         self.rollbacks.append(rollback)
         return rollback
 
-    def _attempt(self, trigger: Trigger) -> tuple[int, int]:
-        """Number of this attempt, and the region it belongs to: the last one's if that is near."""
-        last = self.last
-        if last is None or abs(trigger.nimg - last.region) > 1000 * self.spans.region:
-            return 1, trigger.nimg
-        return last.attempt + 1, last.region
+    def _attempt(self, candidates: Sequence[Candidate]) -> int:
+        """Number of this attempt at the last trouble, which is over when a checkpoint well beyond it is healthy."""
+        if self.last is None:
+            return 1
+        beyond = self.last.nimg + 1000 * self.spans.beyond
+        return 1 if any(c.healthy and c.nimg >= beyond for c in candidates) else self.last.attempt + 1
 
     def _source(self, trigger: Trigger, candidates: Sequence[Candidate], attempt: int) -> int:
         limit = trigger.first_nimg - 1000 * self.spans.step_back
@@ -123,6 +123,14 @@ class Recovery:
             return healthy[min(attempt, len(healthy)) - 1]
         unproven = [c.nimg for c in candidates if c.nimg < trigger.first_nimg]
         return min(unproven, default=0) if attempt == 1 else 0
+
+
+def _lowering(attempt: int, proved: bool) -> float:
+    if attempt == 1:
+        return 1.0
+    if not proved:
+        return FAR
+    return GENTLE if attempt == 2 else STEEP
 
 
 def read_rollbacks(path: Path) -> list[Rollback]:
@@ -135,6 +143,7 @@ def read_rollbacks(path: Path) -> list[Rollback]:
     try:
         for line in read_json_lines(path):
             slow = line.pop("slow", False)
+            line.pop("region", None)
             rollbacks.append(Rollback(**{"learning_rate": 0.5 if slow else 1.0, "gamma": 2.0 if slow else 1.0, **line}))
     except (TypeError, AttributeError):
         raise DataError(f"{path} is damaged. Delete it to forget earlier rollbacks of this run.") from None
