@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,15 @@ from typing import IO, Any
 from threedgp.errors import DataError
 
 TEMPORARY_MARK = ".tmp-"  # every unfinished file has this in its name; discovery skips names that start with a dot
+
+
+def _mode_of_new_files() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+NEW_FILE_MODE = _mode_of_new_files()  # what the user's umask wants; some libraries make files private on their own
 
 
 def temporary_path(path: Path) -> Path:
@@ -63,13 +73,44 @@ def write_json(path: Path | str, value: Any, *, durable: bool = False, indent: i
         file.write("\n")
 
 
+def read_bytes(path: Path | str, *, limit: int = 1 << 30) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is larger, or a pipe, device or folder, which could be waited for or read for ever.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DataError(f"{path} is not a regular file.")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise DataError(f"{path} is larger than {limit / 1e6:g} MB, which no such file should be.")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON of any origin as values; a byte order mark is passed over.
+
+    Raises:
+        ValueError: it is no JSON, or one that Python cannot hold (nested thousands deep, numbers of thousands of
+            digits).
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; a missing or damaged one raises `DataError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(read_bytes(path))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder instead of a JSON file.") from None
+    except ValueError as error:
         raise DataError(
             f"{path} is not valid JSON ({error}). Delete it and run the step that wrote it again."
         ) from None
@@ -90,14 +131,15 @@ def append_json_line(path: Path | str, value: Any) -> None:
 
 def read_json_lines(path: Path | str) -> list[Any]:
     """All whole lines of a JSON-lines file (missing file: none); a line cut by a crash is passed over."""
-    path = Path(path)
-    if not path.exists():
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
         return []
     values = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content.split(b"\n"):  # not str.splitlines: strings may hold U+2028 and U+0085 as they are
         try:
-            values.append(json.loads(line))
-        except json.JSONDecodeError:
+            values.append(parse_json(line))
+        except ValueError:
             continue
     return values
 

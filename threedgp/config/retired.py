@@ -48,18 +48,26 @@ RETIRED = {
 """Key path of a setting that is ignored now -> why."""
 
 
-def modernize(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings under today's names; says once what was renamed or is ignored."""
+def modernize(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under today's names; one note says which were renamed or are ignored."""
+    found: list[str] = []
+    result = _modernize(tree, "", found)
+    if found:
+        _note(f"Settings of an earlier version: {'; '.join(found)}.")
+    return result
+
+
+def _modernize(tree: Mapping[str, Any], prefix: str, found: list[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if path in RETIRED:
-            _note(f"The setting {path} is ignored: {RETIRED[path]}.")
+            found.append(f"{path} is ignored, {RETIRED[path]}")
         elif path in RENAMED:
-            _note(f"The setting {path} is called {RENAMED[path]} now.")
+            found.append(f"{path} is called {RENAMED[path]} now")
             result.setdefault(RENAMED[path].rpartition(".")[2], value)
         else:
-            result[key] = modernize(value, f"{path}.") if isinstance(value, Mapping) else value
+            result[key] = _modernize(value, f"{path}.", found) if isinstance(value, Mapping) else value
     return result
 
 

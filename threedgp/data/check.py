@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from threedgp.data.source import (
 )
 from threedgp.data.workers import Backend, parallel
 from threedgp.errors import DataError
+from threedgp.files import parse_json
 from threedgp.progress import NULL_PROGRESS, Progress
 
 ROWS_AT_ONCE = 4096  # embedding rows looked at for NaN in one piece
@@ -142,7 +142,7 @@ def _check_labels(source: ImageSource, report: CheckReport) -> int | None:
     if DATASET_JSON not in source:
         return None
     try:
-        content = json.loads(source.read(DATASET_JSON))
+        content = parse_json(source.read(DATASET_JSON))
         labels = parse_labels(content, "it")
     except (DataError, ValueError) as error:
         report.problems.append(Problem(DATASET_JSON, str(error)))
@@ -169,7 +169,7 @@ def _count_classes(source: ImageSource, report: CheckReport, labels: Labels, ste
         report.classes = {name: counts.get(number, 0) for number, name in enumerate(names)}
     if CLASSES_JSON in source:
         try:
-            listed = json.loads(source.read(CLASSES_JSON))
+            listed = parse_json(source.read(CLASSES_JSON))
         except (DataError, ValueError) as error:
             report.problems.append(Problem(CLASSES_JSON, f"is not valid JSON ({error})"))
             return

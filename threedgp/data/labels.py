@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from threedgp.data.source import ImageSource, class_of, classes_of, stem_of
 from threedgp.errors import DataError, UsageError
-from threedgp.files import read_json
+from threedgp.files import parse_json, read_json
 
 DATASET_JSON = "dataset.json"
 CLASSES_JSON = "classes.json"
@@ -57,8 +56,8 @@ def load_labels(source: ImageSource) -> Labels | None:
         return None
     where = f"{source.root}/{DATASET_JSON}"
     try:
-        content = json.loads(source.read(DATASET_JSON))
-    except (ValueError, UnicodeDecodeError) as error:
+        content = parse_json(source.read(DATASET_JSON))
+    except ValueError as error:
         raise DataError(f"{where} is not valid JSON ({error}).") from None
     return parse_labels(content, where)
 

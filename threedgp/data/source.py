@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from threedgp.errors import DataError
+from threedgp.files import parse_json
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -234,8 +234,8 @@ def file_stamp(path: Path) -> str:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest that a data stage left in its output; None for a folder that no stage wrote."""
     try:
-        content = json.loads(read_file(folder / MANIFEST))
-    except (DataError, ValueError, RecursionError):
+        content = parse_json(read_file(folder / MANIFEST))
+    except (DataError, ValueError):
         return None
     return content if isinstance(content, dict) and "stage" in content else None
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from threedgp.files import atomic_path
+from threedgp.files import NEW_FILE_MODE, atomic_path
 from threedgp.metrics.features import Bank
 from threedgp.metrics.images import RealImages
 from threedgp.pretrained.embedder import FeatureExtractor
@@ -71,6 +71,7 @@ class StatisticsCache:
         tensors: dict[str, torch.Tensor] = {name: value.contiguous() for name, value in bank.state().items()}
         with atomic_path(self._path(key)) as temporary:
             save_file(tensors, temporary)
+            temporary.chmod(NEW_FILE_MODE)
 
     def parts(self, key: str) -> Path:
         """Folder for the unfinished work on a question."""

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from threedgp.files import atomic_path
+from threedgp.files import NEW_FILE_MODE, atomic_path
 from threedgp.metrics.fid import FeatureStatistics, require_finite
 from threedgp.metrics.processes import SINGLE, Processes, together
 from threedgp.pretrained.embedder import FeatureExtractor, InceptionExtractor
@@ -239,6 +239,7 @@ class PartStore:
             tensors |= {f"{number}.{name}": value.contiguous() for name, value in bank.state().items()}
         with atomic_path(self.path) as temporary:
             save_file(tensors, temporary)
+            temporary.chmod(NEW_FILE_MODE)
         for path in self.superseded:
             path.unlink(missing_ok=True)
         self.superseded = []

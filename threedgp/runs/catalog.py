@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from threedgp.errors import CheckpointError
-from threedgp.files import TEMPORARY_MARK, fsync, sha256_of
+from threedgp.errors import CheckpointError, DataError
+from threedgp.files import TEMPORARY_MARK, fsync, parse_json, read_bytes, sha256_of
 from threedgp.progress import NULL_PROGRESS, Progress
 
 FORMAT = 1
@@ -47,10 +47,10 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint folder {path}. `3dgp runs show` lists those of a run.")
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json(read_bytes(path / MANIFEST))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a checkpoint: it has no {MANIFEST}. {ADVICE}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DataError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged ({error}). {ADVICE}") from None
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > FORMAT:
@@ -58,9 +58,21 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
             f"Checkpoint {path} was written by a newer 3dgp ({manifest.get('version', 'unknown version')}, checkpoint "
             f"format {version}; this one reads up to {FORMAT}). Upgrade with: pip install --upgrade threedgp"
         )
-    if version != FORMAT or manifest.get("digest") != manifest_digest(manifest):
+    if version != FORMAT or manifest.get("digest") != manifest_digest(manifest) or not _is_well_formed(manifest):
         raise CheckpointError(f"{path / MANIFEST} is damaged. {ADVICE}")
     return manifest
+
+
+def _is_well_formed(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has what this program reads: plain file names with size and checksum, and network values."""
+    files, networks = manifest.get("files"), manifest.get("networks", {})
+    return (
+        isinstance(networks, dict)
+        and isinstance(files, dict)
+        and STATE in files
+        and all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in files.values())
+        and not any(os.sep in name or name.startswith(".") for name in files)
+    )
 
 
 def verify_files(path: Path, manifest: dict[str, Any], names: Iterable[str]) -> None:
@@ -68,6 +80,8 @@ def verify_files(path: Path, manifest: dict[str, Any], names: Iterable[str]) -> 
     for name in names:
         file, expected = path / name, manifest["files"][name]
         try:
+            if not file.is_file():  # a folder or a pipe is no file either
+                raise FileNotFoundError
             size = file.stat().st_size
             if size != expected["size"]:
                 raise CheckpointError(f"{file} has {size} bytes instead of {expected['size']}. {ADVICE}")

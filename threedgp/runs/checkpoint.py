@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 
 import threedgp
 from threedgp.config.schema import Profile
-from threedgp.errors import CheckpointError
-from threedgp.files import TEMPORARY_MARK, fsync, sha256_of
+from threedgp.errors import CheckpointError, DataError
+from threedgp.files import NEW_FILE_MODE, TEMPORARY_MARK, fsync, parse_json, read_bytes, sha256_of
 from threedgp.runs.catalog import (
     ADVICE,
     FORMAT,
@@ -95,6 +95,7 @@ def save_checkpoint(
         work.mkdir()
         for group, members in groups.items():
             save_file(members, work / f"{group}.safetensors")
+            (work / f"{group}.safetensors").chmod(NEW_FILE_MODE)
         (work / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         _write_manifest(work, profile)
         fsync(work)
@@ -173,9 +174,11 @@ def load_checkpoint(
     verify_files(path, manifest, [STATE, *(f"{group}.safetensors" for group in wanted)])
     try:
         tensors = {group: load_file(path / f"{group}.safetensors", device=str(device)) for group in wanted}
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except (SafetensorError, ValueError, OSError) as error:
+        state = parse_json(read_bytes(path / STATE))
+    except (SafetensorError, ValueError, OSError, DataError) as error:
         raise CheckpointError(f"Checkpoint {path} cannot be read ({error}). {ADVICE}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / STATE} is damaged. {ADVICE}")
     return Checkpoint(path, tensors, state)
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
 from threedgp.config.schema import OptimizerConfig, Profile
+from threedgp.errors import CheckpointError
 from threedgp.models.build import build_discriminator, build_generator
 from threedgp.processes import World
 from threedgp.runs.checkpoint import TensorGroups, load_checkpoint, load_weights, save_checkpoint
 from threedgp.runs.state import load_optimizer_tensors, optimizer_tensors
 from threedgp.training.augment import AugmentController
-from threedgp.training.divergence import DivergenceMonitor
+from threedgp.training.divergence import Candidate, DivergenceMonitor
 from threedgp.training.log import Statistics
 from threedgp.training.phases import phases
 
@@ -40,6 +42,47 @@ class Counters:
     tick_nimg: int = 0
     position: int = 0
     stream: int = 0
+
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class CountersState(BaseModel):
+    """`Counters`, all of them; those of earlier versions are passed over."""
+
+    nimg: Count
+    iteration: Count
+    tick: Count
+    tick_nimg: Count
+    position: Count
+    stream: Count
+
+
+class AugmentState(BaseModel):
+    """What `AugmentController.state_dict` returns."""
+
+    p: float
+    signs: tuple[float, float]
+
+
+class MonitorState(BaseModel):
+    """What `DivergenceMonitor.state_dict` returns."""
+
+    candidates: list[Candidate]
+    rolled_back_nimg: Count | None
+    streaks: dict[str, tuple[Count, Count]]
+    generator_losses: list[float]
+    diversities: list[float]
+    best_metric: float | None
+
+
+class PlainState(BaseModel):
+    """The form of a checkpoint's state.json, which is checked before anything of it is used."""
+
+    counters: CountersState
+    augment: AugmentState
+    monitor: MonitorState
+    statistics: list[dict[str, tuple[float, float, float]]] = []
 
 
 @dataclass
@@ -108,9 +151,18 @@ class TrainingState:
         }
 
     def load_plain(self, state: dict[str, Any], world: World) -> None:
-        """Continue where `plain` was called, with as many processes as there are now."""
-        known = {entry.name for entry in fields(Counters)}
-        self.counters = Counters(**{key: value for key, value in state["counters"].items() if key in known})
+        """Continue where `plain` was called, with as many processes as there are now.
+
+        Raises:
+            CheckpointError: a value is missing or of another kind than `plain` writes.
+        """
+        try:
+            checked = PlainState.model_validate(state)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"A checkpoint's state.json is damaged at {where}: {first['msg'].lower()}.") from None
+        self.counters = Counters(**checked.counters.model_dump())
         self.augment.load_state_dict(state["augment"])
         self.monitor.load_state_dict(state["monitor"])
         self.statistics.load_state_dict(state.get("statistics", []), world)
@@ -137,7 +189,10 @@ class TrainingState:
             load_weights(network, loaded.tensors[name], f"Checkpoint {path}, {name}")
         for name in ("G", "D"):
             load_optimizer_tensors(self.optimizers[name], self.networks[name], loaded.tensors[f"optim_{name}"])
-        self.path_length_mean.copy_(loaded.tensors["extra"]["path_length_mean"])
+        path_length_mean = loaded.tensors["extra"].get("path_length_mean")
+        if path_length_mean is None or path_length_mean.shape != self.path_length_mean.shape:
+            raise CheckpointError(f"Checkpoint {path} has no path_length_mean, which training needs.")
+        self.path_length_mean.copy_(path_length_mean)
         self.load_plain(loaded.state, world)
         self.synchronize(world)
 
