@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from threedgp.errors import DataError
 
@@ -66,6 +67,24 @@ def atomic_open(path: Path | str, mode: str = "wb", *, durable: bool = False, **
         yield file
 
 
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a file from outside for reading, if it is a regular one.
+
+    A pipe would make us wait for ever, a device such as /dev/zero never end.
+
+    Raises:
+        DataError: it is no regular file.
+        OSError: it is missing or may not be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        raise DataError(f"{path} is not a regular file.")
+    return open(descriptor, "rb")
+
+
 def write_json(path: Path | str, value: Any, *, durable: bool = False, indent: int | None = 1) -> None:
     """Write `value` as UTF-8 JSON by atomic rename."""
     with atomic_open(path, "w", encoding="utf-8", durable=durable) as file:
@@ -77,16 +96,22 @@ def read_bytes(path: Path | str, *, limit: int = 1 << 30) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
-        FileNotFoundError: there is none.
-        DataError: it is larger, or a pipe, device or folder, which could be waited for or read for ever.
+        DataError: it is larger, or no regular file.
+        OSError: it is missing or may not be read.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DataError(f"{path} is not a regular file.")
+    with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise DataError(f"{path} is larger than {limit / 1e6:g} MB, which no such file should be.")
     return content
+
+
+def decode_text(data: bytes) -> str:
+    """Text from any editor: UTF-8 and UTF-16 with or without a byte order mark, else Windows' Western code page."""
+    try:
+        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -97,7 +122,7 @@ def parse_json(text: str | bytes) -> Any:
             digits).
     """
     try:
-        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        return json.loads(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

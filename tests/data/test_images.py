@@ -37,11 +37,12 @@ def encoded(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png(width, height, bit_depth, colour_type, rows, extra=b""):
     """A PNG written by hand: Pillow cannot write 16-bit colour."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     body = b"".join(b"\0" + row for row in rows)
@@ -228,3 +229,71 @@ def test_files_appear_whole_and_alone(tmp_path):
         assert image.layer == [(1, 1, 1, 0), (2, 1, 1, 1), (3, 1, 1, 1)]  # 4:4:4
     with pytest.raises(DataError, match="png or"):
         encode_image(smooth(), ".webp")
+
+
+ORIENTATION_CORNERS = {
+    1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+    5: ("top", "left"), 6: ("top", "right"), 7: ("bottom", "right"), 8: ("bottom", "left"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", ORIENTATION_CORNERS)
+def test_turned_tiffs_are_turned_once(orientation):
+    """Pillow turns TIFFs by itself."""
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[:20, :40] = (255, 0, 0)  # red in the stored top left corner
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "TIFF", tiffinfo={274: orientation})
+    shown = decode_image(buffer.getvalue())
+    assert shown.shape == ((60, 100, 3) if orientation < 5 else (100, 60, 3))
+    assert image_size(buffer.getvalue()) == shown.shape[:2]
+    rows, columns = np.nonzero(shown[..., 0])
+    vertical = "top" if rows.mean() < shown.shape[0] / 2 else "bottom"
+    horizontal = "left" if columns.mean() < shown.shape[1] / 2 else "right"
+    assert (vertical, horizontal) == ORIENTATION_CORNERS[orientation]
+
+
+def test_the_transparent_colour_of_sixteen_bit_pngs_is_white():
+    random = np.random.RandomState(0)
+    colour = random.randint(0, 65536, (30, 40, 3)).astype(np.uint16)
+    colour[:5] = (1000, 2000, 3000)
+    for pixels, colour_type, key in ((colour, 2, (1000, 2000, 3000)), (colour[..., :1], 0, (1000,))):
+        rows = [row.astype(">u2").tobytes() for row in pixels]
+        extra = chunk(b"tRNS", np.array(key, ">u2").tobytes())
+        shown = decode_image(png(40, 30, 16, colour_type, rows, extra))
+        assert (shown[:5] == 255).all()
+        assert (shown[5:] == (pixels[5:].astype(int) + 128) // 257).all()
+
+
+def test_sixteen_bit_grey_tiff_where_zero_is_white():
+    grey = np.random.RandomState(0).randint(0, 65536, (6, 7)).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "TIFF", tiffinfo={262: 0})
+    assert (decode_depth(buffer.getvalue()) == 65535 - grey).all()
+    assert (decode_image(buffer.getvalue())[..., 0] == (65535 - grey.astype(int) + 128) // 257).all()
+
+
+def test_a_jpeg_without_its_end_marker_is_whole_and_one_without_pixels_is_not():
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(buffer, "JPEG")
+    data = buffer.getvalue()
+    for missing in (1, 2):
+        assert (decode_image(data[:-missing]) == decode_image(data)).all()
+    for missing in (12, 200):
+        with pytest.raises(DataError, match="cut off"):
+            decode_image(data[:-missing])
+
+
+def test_a_png_that_says_behind_its_pixels_how_it_lies():
+    exif = Image.Exif()
+    exif[274] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(buffer, "PNG", exif=exif)
+    data = buffer.getvalue()
+    start = data.index(b"eXIf") - 4
+    stop = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+    rest = data[:start] + data[stop:]
+    end = rest.index(b"IEND") - 4
+    late = rest[:end] + data[start:stop] + rest[end:]
+    assert image_size(late) == (10, 6)
+    assert (decode_image(late) == decode_image(data)).all()

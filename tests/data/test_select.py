@@ -157,7 +157,7 @@ def test_a_class_of_one_photo_is_kept_and_said(tmp_path):
         notes = Notes()
         arguments = {"keep": 3} if reg_covar else {"keep": 9}
         target = tmp_path / f"out{reg_covar}"
-        run_select(tmp_path / "images", target, reg_covar=reg_covar, progress=notes, **arguments, **OFFLINE)
+        run_select(tmp_path / "images", target, progress=notes, **arguments, **(OFFLINE | {"reg_covar": reg_covar}))
         assert (target / "lonely" / "00.png").exists()
         assert any("a single photo" in text and "lonely" in text for text in notes.texts)
 
@@ -165,7 +165,7 @@ def test_a_class_of_one_photo_is_kept_and_said(tmp_path):
 def test_singular_covariance_names_class_and_remedy(tmp_path):
     make_photos(tmp_path / "images", count=4)
     with pytest.raises(DataError, match=r"Class 'cat': .*--reg-covar"):
-        run_select(tmp_path / "images", tmp_path / "out", keep=2, reg_covar=0.0, **OFFLINE)
+        run_select(tmp_path / "images", tmp_path / "out", keep=2, **(OFFLINE | {"reg_covar": 0.0}))
 
 
 @pytest.mark.parametrize("link", ["hardlink", "symlink"])
@@ -249,7 +249,7 @@ run_select({str(root / "images")!r}, {str(root / "killed")!r}, keep_ratio=0.5,
     assert contents(root / "killed") == contents(root / "selected")
 
     shutil.rmtree(root / "killed" / "cat")
-    run_and_kill(code, "threedgp.data.select:_place", times=4)
+    run_and_kill(code, "threedgp.data.select:_copy", times=4)
     run_select(root / "images", root / "killed", keep_ratio=0.5, **OFFLINE)
     assert contents(root / "killed") == contents(root / "selected")
 

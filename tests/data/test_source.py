@@ -61,10 +61,40 @@ def test_symlink_loop_ends_and_symlinked_files_are_read(tmp_path):
     (tmp_path / "set" / "link.png").symlink_to(tmp_path / "elsewhere.png")
     (tmp_path / "set" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     source = open_source(tmp_path / "set")
-    assert source.names == ["a/1.png", "dangling.png", "link.png"]
+    assert source.names == ["a/1.png", "dangling.png", "link.png"]  # a folder is no image, whatever its name
     assert source.read("link.png") == b"elsewhere.png"
     with pytest.raises(DataError, match="cannot be read"):
         source.read("dangling.png")
+
+
+def test_symlinked_folders_are_classes_like_others(tmp_path):
+    touch(tmp_path, "set/cat/1.png", "store/dog/1.png", "store/dog/sub/2.png")
+    (tmp_path / "set/dog").symlink_to(tmp_path / "store/dog", target_is_directory=True)
+    (tmp_path / "store/dog/sub/back").symlink_to(tmp_path / "store/dog", target_is_directory=True)
+    source = open_source(tmp_path / "set")
+    assert source.names == ["cat/1.png", "dog/1.png", "dog/sub/2.png"]
+    assert source.read("dog/1.png") == b"store/dog/1.png"
+    assert classes_of(source.names) == ["cat", "dog"]
+
+
+def test_links_to_pipes_and_endless_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a.png").symlink_to("/dev/zero")
+    (tmp_path / "set/b.png").symlink_to(tmp_path / "pipe")
+    source = open_source(tmp_path / "set")
+    for name in source.names:
+        with pytest.raises(DataError, match="not a regular file"):
+            source.read(name)
+        with pytest.raises(DataError, match="not a regular file"):
+            source.read_start(name)
+
+
+def test_depth_maps_in_other_forms_are_no_images(tmp_path):
+    touch(tmp_path, "a.png", "a_depth.tif", "b.png", "b_depth.PNG", "c_DEPTH.tiff", "notes.txt")
+    source = open_source(tmp_path)
+    assert source.names == ["a.png", "b.png"]
+    assert source.left_out == ["a_depth.tif", "b_depth.PNG", "c_DEPTH.tiff", "notes.txt"]
 
 
 def test_what_can_never_be_read_is_named(tmp_path):
@@ -98,6 +128,31 @@ def test_zip_looks_like_the_folder(tmp_path, prefix):
     assert copy.read("a/9.png") == b"a/9.png"
     assert source.read("dataset.json") == b"dataset.json"
     assert "dataset.json" in copy
+
+
+def test_zips_of_windows_programs(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in (r"photos\a\1.jpg", r"photos\b\2.jpg", "photos/b/3.jpg"):
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            archive.writestr(info, name)
+    source = open_source(tmp_path / "x.zip")
+    assert source.names == ["a/1.jpg", "b/2.jpg", "b/3.jpg"]
+    for reader in (source, source.without_names(), pickle.loads(pickle.dumps(source))):
+        assert reader.read("a/1.jpg") == rb"photos\a\1.jpg"
+        assert reader.read_start("b/3.jpg") == b"photos/b/3.jpg"
+
+
+def test_a_zip_of_one_class_folder_keeps_the_class(tmp_path):
+    for names, expected in (
+        (["cat/1.png", "cat/2.png"], ["cat/1.png", "cat/2.png"]),
+        (["photos/cat/1.png", "photos/cat/2.png"], ["cat/1.png", "cat/2.png"]),
+        (["set/1.png", "set/dataset.json"], ["1.png"]),
+    ):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, name)
+        assert open_source(tmp_path / "x.zip").names == expected
 
 
 def test_damaged_zip(tmp_path):

@@ -23,9 +23,12 @@ READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # by conten
 DEPTH_FORMATS = ("PNG", "TIFF")
 MAX_PIXELS = 2 * 89_478_485  # Pillow's decompression-bomb limit: 179 megapixels
 JPEG_QUALITY = 95
+JPEG_END = b"\xff\xd9"
 # As small as Pillow's default on photos at a quarter of its time: prediction does the work, matching adds nothing.
 PNG_OPTIONS = {"compress_level": 1, "compress_type": 3}  # 3: runs and Huffman codes only (Z_RLE)
 ORIENTATION_TAG = 0x0112
+TIFF_WIDTH, TIFF_LENGTH, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR = 256, 257, 258, 262, 284
+STRIP_ROWS = 256  # of 16-bit colour that are worked on at once
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -70,15 +73,19 @@ def open_image(data: bytes, background: tuple[int, int, int] = WHITE, reduce: in
     try:
         with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
             _check_pixels(image)
-            orientation = _orientation(image)
-            whole = image.width % reduce == image.height % reduce == 0
-            if reduce > 1 and (whole or orientation == 1):  # else turning would move the partial pixel to the front
-                image.draft(None, (image.width // reduce, image.height // reduce))
+            if reduce > 1 and image.format == "JPEG":
+                whole = image.width % reduce == image.height % reduce == 0
+                if whole or _orientation(image) == 1:  # else turning would move the partial pixel to the front
+                    image.draft(None, (image.width // reduce, image.height // reduce))
             rgb = _to_rgb(image, data, background)
+            # Asked after decoding: Pillow turns TIFFs itself, and a PNG may say how it lies behind its pixels.
+            orientation = _orientation(image)
             return rgb.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else rgb
     except DataError:
         raise
     except Exception as error:  # a hostile file can make a codec raise anything
+        if _only_the_end_is_missing(data):
+            return open_image(data.removesuffix(b"\xff") + JPEG_END, background, reduce)
         raise DataError(_reason(error)) from None
 
 
@@ -101,8 +108,7 @@ def read_header(data: bytes) -> Header:
     try:
         with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
             _check_pixels(image)
-            sides = (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
-            return Header(*sides, image.mode)
+            return Header(*_upright_size(image, data), image.mode)
     except DataError:
         raise
     except Exception as error:
@@ -199,12 +205,24 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
+    """How the pixels lie that Pillow gives now, as in EXIF: 1 is upright."""
     try:
-        # Pillow's PNG reader would decode all pixels to look for a block behind them; only one in front counts.
-        value = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
+        value = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)  # PngImageFile's own would decode all pixels
     except Exception:  # a damaged EXIF block is no reason to lose the photo
         return 1
     return value if value in ORIENTATIONS else 1
+
+
+def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
+    """(height, width) after turning, without decoding the pixels where that can be avoided."""
+    width, height = image.size
+    if image.format == "TIFF":  # some versions of Pillow exchange the sides when they open it, some when they load it
+        width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_LENGTH]
+        orientation = image.tag_v2.get(ORIENTATION_TAG, 1)
+        return (width, height) if orientation in ORIENTATIONS and orientation >= 5 else (height, width)
+    if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
+        image.load()
+    return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def _to_rgb(image: Image.Image, data: bytes, background: tuple[int, int, int]) -> Image.Image:
@@ -213,10 +231,16 @@ def _to_rgb(image: Image.Image, data: bytes, background: tuple[int, int, int]) -
     image.load()
     mode = image.mode
     if ";16" in raw_mode and mode in ("RGB", "RGBA"):
-        image = _from_sixteen_bit_colour(image, data, raw_mode)
+        image = _from_sixteen_bit_colour(image, data, raw_mode, background)
+    elif image.format == "TIFF" and max(image.tag_v2.get(TIFF_BITS, (8,))) > 8 and image.tag_v2.get(TIFF_PLANAR) == 2:
+        raise DataError("its colours of 16 bits lie in planes apart, which is not supported; save it with 8 bits")
     elif mode.startswith("I"):
-        grey = _sixteen_bit(image).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        grey = _sixteen_bit(image)
+        rgb = np.repeat(_eight_bit(grey)[..., None], 3, axis=2)
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            rgb[grey == key] = background
+        return Image.fromarray(rgb)
     elif mode == "F":
         raise DataError("its pixels are floating-point numbers without a defined range; save it with 8 or 16 bits")
     elif mode in ("CMYK", "LAB"):
@@ -229,20 +253,41 @@ def _to_rgb(image: Image.Image, data: bytes, background: tuple[int, int, int]) -
     return image if mode == "RGB" else image.convert("RGB")
 
 
+def _only_the_end_is_missing(data: bytes) -> bool:
+    """Whether a JPEG without an end marker holds all pixels: then what is appended to it changes none of them.
+
+    Every viewer shows such a file as whole.
+    """
+    if not data.startswith(b"\xff\xd8") or data.endswith(JPEG_END):
+        return False
+    pixels = []
+    for filler in (b"\x00", b"\x5a"):
+        try:
+            with Image.open(
+                io.BytesIO(data.removesuffix(b"\xff") + filler * 64 + JPEG_END), formats=("JPEG",)
+            ) as image:
+                pixels.append(image.tobytes())
+        except Exception:
+            return False
+    return pixels[0] == pixels[1]
+
+
 def _raw_mode(image: Image.Image) -> str:
     """How the file packs its pixels ('RGB;16B' and so on); Pillow forgets this once the image is loaded."""
     arguments = image.tile[0][3] if image.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
-def _from_sixteen_bit_colour(high: Image.Image, data: bytes, raw_mode: str) -> Image.Image:
-    """16-bit colour scaled to 8 bits by 1/257 and rounded.
+def _from_sixteen_bit_colour(
+    high: Image.Image, data: bytes, raw_mode: str, background: tuple[int, int, int]
+) -> Image.Image:
+    """16-bit colour scaled to 8 bits by 1/257 and rounded, its transparent colour over the background.
 
     Pillow keeps the high byte of every value. A second pass that is told the opposite byte order yields the low byte.
     """
     swapped = {"B": "L", "L": "B", "N": "B"}.get(raw_mode[-1])
-    if swapped is None:
-        return high
+    if swapped is None or not raw_mode.startswith(high.mode):
+        raise DataError("its 16-bit pixels are packed in a way that is not supported; save it with 8 bits")
     with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as low:
         tiles = []
         for codec, box, offset, arguments in low.tile:
@@ -250,10 +295,20 @@ def _from_sixteen_bit_colour(high: Image.Image, data: bytes, raw_mode: str) -> I
             tiles.append((codec, box, offset, (new, *arguments[1:]) if isinstance(arguments, tuple) else new))
         low.tile = tiles
         low.load()
-        value = np.asarray(high).astype(np.uint32) * 256 + np.asarray(low)
-    result = Image.fromarray(((value + 128) // 257).astype(np.uint8))
-    result.info = {key: entry for key, entry in high.info.items() if key != "transparency"}
-    return result
+        result, low_bytes = np.array(high), np.asarray(low)
+    key = high.info.get("transparency")
+    for first in range(0, len(result), STRIP_ROWS):  # all at once would take ten times the picture's memory
+        strip = slice(first, first + STRIP_ROWS)
+        value = result[strip].astype(np.uint16) << 8 | low_bytes[strip]
+        result[strip] = _eight_bit(value)
+        if isinstance(key, tuple) and len(key) == value.shape[2] == 3:
+            result[strip][(value == np.array(key)).all(axis=2)] = background
+    return Image.fromarray(result)
+
+
+def _eight_bit(value: np.ndarray) -> np.ndarray:
+    """uint16 to uint8: 1/257 of it, rounded."""
+    return ((value.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _through_profile(image: Image.Image) -> Image.Image:
@@ -271,6 +326,8 @@ def _through_profile(image: Image.Image) -> Image.Image:
 def _sixteen_bit(image: Image.Image) -> np.ndarray:
     """Integer pixels of Pillow's modes I;16*, I as uint16 [H, W]; refuses values that need more than 16 bits."""
     values = np.array(image)
+    if image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
+        values = 65535 - values  # 0 is white; Pillow only turns 8 bits round
     if values.dtype.kind == "i" and values.size and (values.min() < 0 or values.max() > 65535):
         raise DataError("its values need more than 16 bits; save it with 8 or 16 bits")
     return values.astype(np.uint16)

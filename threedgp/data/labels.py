@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from threedgp.data.source import ImageSource, class_of, classes_of, stem_of
+from threedgp.data.source import DATASET_JSON, ImageSource, class_of, classes_of, read_file, stem_of
 from threedgp.errors import DataError, UsageError
-from threedgp.files import parse_json, read_json
+from threedgp.files import decode_text, parse_json, read_json
 
-DATASET_JSON = "dataset.json"
 CLASSES_JSON = "classes.json"
+LARGEST_ANGLE = 4 * math.pi  # radians: more is a mistake, most likely degrees
 Label = int | list[float]
 
 
@@ -86,16 +87,27 @@ def parse_labels(content: Any, where: str) -> Labels:
         content = {"labels": list(content.items())}
     try:
         pairs, angles = content["labels"], content.get("camera_angles")
-        values = None if pairs is None else {stem_of(str(name)): _value(value) for name, value in pairs}
-        angles = {stem_of(str(name)): [float(angle) for angle in row] for name, row in angles or []}
+        values = None if pairs is None else _by_stem(pairs, _value, where)
+        angles = _by_stem(angles or [], _angles, where)
         classes = content.get("classes")
         classes = None if classes is None else [str(name) for name in classes]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise DataError(
-            f'{where} must look like {{"labels": [["a/1.png", 0], ...]}} with whole numbers or lists of numbers.'
+            f'{where} must look like {{"labels": [["a/1.png", 0], ...]}} with whole numbers or lists of finite numbers.'
         ) from None
-    if any(len(row) != 3 for row in angles.values()):
-        raise DataError(f"{where}: camera_angles must be [yaw, pitch, roll].")
+    for name, (_, pitch, _) in angles.items():
+        if not 0 <= pitch <= math.pi or any(abs(angle) > LARGEST_ANGLE for angle in angles[name]):
+            raise DataError(
+                f"{where}: the camera_angles {angles[name]} of {name} are not [yaw, pitch, roll] in radians, with the "
+                "pitch between 0 (seen from above) and pi. Are they degrees?"
+            )
+    lengths = {len(value) for value in (values or {}).values() if isinstance(value, list)}
+    if len(lengths) > 1:
+        raise DataError(
+            f"{where}: the labels are lists of {', '.join(map(str, sorted(lengths)))} numbers; all must be as long."
+        )
+    if lengths == {0}:
+        raise DataError(f"{where}: the labels are empty lists.")
     whole = [value for value in (values or {}).values() if isinstance(value, int)]
     if whole and min(whole) < 0:
         raise DataError(f"{where}: class numbers start at 0, found {min(whole)}.")
@@ -164,11 +176,11 @@ def read_classes(path: Path | str) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"The class list {path} does not exist.")
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         content = read_json(path)
         names = content.get("classes") if isinstance(content, dict) else content
     else:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in decode_text(read_file(path)).splitlines() if line.strip()]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{path} holds no list of class names.")
     if len(set(names)) != len(names):
@@ -176,11 +188,33 @@ def read_classes(path: Path | str) -> list[str]:
     return names
 
 
+def _by_stem(pairs: Any, convert: Callable[[Any], Any], where: str) -> dict[str, Any]:
+    """Values by path without extension. Raises `DataError` for a picture that has two different ones."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        parts = str(name).replace("\\", "/").split("/")
+        stem, new = stem_of("/".join(part for part in parts if part not in ("", "."))), convert(value)
+        if found.setdefault(stem, new) != new:
+            raise DataError(f"{where} says two things of {name}: {found[stem]} and {new}. Remove one.")
+    return found
+
+
 def _value(value: Any) -> Label:
     if isinstance(value, bool) or not isinstance(value, int | float | list):
         raise TypeError(value)
     if isinstance(value, list):
-        return [float(number) for number in value]
+        return [_finite(number) for number in value]
     if int(value) != value:
         raise ValueError(value)
     return int(value)
+
+
+def _angles(value: Any) -> list[float]:
+    yaw, pitch, roll = value
+    return [_finite(yaw), _finite(pitch), _finite(roll)]
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)

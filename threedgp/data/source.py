@@ -10,27 +10,41 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from threedgp.errors import DataError
-from threedgp.files import parse_json
+from threedgp.files import open_regular, parse_json
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
 DEPTH_ENDING = "_depth.png"
+DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy"})
 MANIFEST = "manifest.json"
+DATASET_JSON = "dataset.json"
 MAX_FILE_BYTES = 1 << 30
 START_BYTES = 1 << 16
+DEEPEST = 64  # folders inside each other: ends what links to one another could make of a few folders
 
 
 def is_depth_name(name: str) -> bool:
-    """True for a depth map (`<stem>_depth.png`), which never counts as an image."""
+    """True for a depth map as stages write it, `<stem>_depth.png`."""
     return name.endswith(DEPTH_ENDING)
+
+
+def is_other_depth_name(name: str) -> bool:
+    """True for a depth map that merge has to bring into that form: `<stem>_depth.tif`, `<stem>_DEPTH.PNG`, ..."""
+    path = PurePosixPath(name)
+    return not is_depth_name(name) and path.suffix.lower() in DEPTH_SUFFIXES and path.stem.lower().endswith("_depth")
 
 
 def is_image_name(name: str) -> bool:
     """True for a name that discovery takes for an image: a known extension in any case, no dot in front."""
     base = name.rsplit("/", 1)[-1]
     suffix = PurePosixPath(base).suffix.lower()
-    return suffix in IMAGE_SUFFIXES and not base.startswith(".") and not is_depth_name(base)
+    return (
+        suffix in IMAGE_SUFFIXES
+        and not base.startswith(".")
+        and not is_depth_name(base)
+        and not is_other_depth_name(base)
+    )
 
 
 def stem_of(name: str) -> str:
@@ -67,14 +81,15 @@ def classes_of(names: list[str]) -> list[str]:
 class FolderSource:
     """The pictures of a folder and its sub-folders.
 
-    Symlinked files are read, symlinked folders are not entered (so a loop of links ends), names that start with a
-    dot are passed over. Order: Unicode code points of the whole relative path with `/` between folders.
+    Symbolic links are followed, to folders too, but not to a folder that they lie in (so a loop of links ends). Names
+    that start with a dot are passed over. Order: Unicode code points of the whole relative path, `/` between folders.
 
     Attributes:
         root: the folder.
         names: relative paths of all images, in order.
         depth_names: relative paths of all depth maps (`*_depth.png`), in order.
         problems: {path: reason} of files that look like images but can never be read.
+        left_out: names of visible files that are neither, in order: what a stage passes over it can count and name.
     """
 
     def __init__(self, root: Path | str):
@@ -82,9 +97,8 @@ class FolderSource:
         if not self.root.is_dir():
             raise DataError(f"{self.root} is not a folder. Give a folder (or zip) with images.")
         self.problems: dict[str, str] = {}
-        found = list_files(self.root, lambda name: is_image_name(name) or is_depth_name(name), self.problems)
-        self.names = [name for name in found if not is_depth_name(name)]
-        self.depth_names = [name for name in found if is_depth_name(name)]
+        found = list_files(self.root, problems=self.problems)
+        self.names, self.depth_names, self.left_out = _sort(found)
 
     def __contains__(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -109,7 +123,8 @@ class FolderSource:
     def only_to_read(cls, root: Path) -> FolderSource:
         """A folder whose files are known by name already, so that it need not be listed."""
         source = cls.__new__(cls)
-        source.root, source.problems, source.names, source.depth_names = root.absolute(), {}, [], []
+        source.root, source.problems = root.absolute(), {}
+        source.names, source.depth_names, source.left_out = [], [], []
         return source
 
 
@@ -129,21 +144,20 @@ class ZipSource:
             entries = [info for info in self._archive().infolist() if not info.is_dir()]
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{self.root} cannot be opened as a zip archive ({error}).") from None
-        self._prefix = _common_folder([info.filename for info in entries])
-        self._known = set()
+        self._entries: dict[str, str] = {}
+        # Some Windows programs write backslashes between folders.
+        self._prefix = _common_folder([info.filename.replace("\\", "/") for info in entries])
         for info in entries:
-            name = info.filename.removeprefix(self._prefix)
-            parts = name.split("/")
-            if any(part.startswith(".") or not part for part in parts) or "\\" in name:
+            name = info.filename.replace("\\", "/").removeprefix(self._prefix)
+            if any(part.startswith(".") or not part for part in name.split("/")):
                 continue
-            if name in self._known:
+            if name in self._entries:
                 self.problems[name] = "the archive holds this name twice"
-            self._known.add(name)
-        self.names = sorted(name for name in self._known if is_image_name(name))
-        self.depth_names = sorted(name for name in self._known if is_depth_name(name))
+            self._entries[name] = info.filename
+        self.names, self.depth_names, self.left_out = _sort(sorted(self._entries))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._known
+        return name in self._entries
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key not in ("_handle", "_lock")}
@@ -154,13 +168,18 @@ class ZipSource:
     def without_names(self) -> ZipSource:
         """A copy that can only `read`: what is sent to worker processes with every batch of work."""
         copy = ZipSource.__new__(ZipSource)
-        copy.__setstate__({"root": self.root.absolute(), "problems": {}, "names": [], "depth_names": []})
-        copy._prefix, copy._known = self._prefix, set()
+        copy.__setstate__(
+            {"root": self.root.absolute(), "problems": {}, "names": [], "depth_names": [], "left_out": []}
+        )
+        copy._prefix, copy._entries = self._prefix, {n: f for n, f in self._entries.items() if f != self._prefix + n}
         return copy
+
+    def _info(self, name: str) -> zipfile.ZipInfo:
+        return self._archive().getinfo(self._entries.get(name, self._prefix + name))
 
     def stamp(self, name: str) -> str:
         """Size and checksum: another stamp means another content."""
-        info = self._archive().getinfo(self._prefix + name)
+        info = self._info(name)
         return f"{info.file_size}-{info.CRC:08x}"
 
     def read(self, name: str) -> bytes:
@@ -173,7 +192,7 @@ class ZipSource:
 
     def _read(self, name: str, count: int = -1) -> bytes:
         try:
-            info = self._archive().getinfo(self._prefix + name)
+            info = self._info(name)
             if count < 0 and info.file_size > MAX_FILE_BYTES:
                 raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
             with self._archive().open(info) as entry:
@@ -250,7 +269,7 @@ def require_finished(folder: Path) -> None:
 def read_file(path: Path, count: int = -1) -> bytes:
     """The whole file, or its first `count` bytes. Raises `DataError` with the reason when that is impossible."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if count < 0 and os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
                 raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
             return file.read(count)
@@ -258,7 +277,9 @@ def read_file(path: Path, count: int = -1) -> bytes:
         raise DataError(f"cannot be read ({error.strerror or error})") from None
 
 
-def list_files(root: Path, accept: Callable[[str], bool], problems: dict[str, str] | None = None) -> list[str]:
+def list_files(
+    root: Path, accept: Callable[[str], bool] = lambda name: True, problems: dict[str, str] | None = None
+) -> list[str]:
     """Relative paths (`/` between folders) of the regular files below `root` whose path `accept` takes, in order.
 
     What can be seen but not used (a pipe, an unreadable folder, a name that is not UTF-8) goes into `problems`.
@@ -268,27 +289,42 @@ def list_files(root: Path, accept: Callable[[str], bool], problems: dict[str, st
 
 
 def _walk(root: Path, accept: Callable[[str], bool], problems: dict[str, str]) -> Iterator[str]:
-    folders = [""]
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]  # and the folders each lies in
     while folders:
-        folder = folders.pop()
+        folder, above = folders.pop()
         try:
-            with os.scandir(root / folder if folder else root) as entries:
+            status = os.stat(root / folder)
+            here = above | {(status.st_dev, status.st_ino)}
+            if len(here) == len(above) or len(above) > DEEPEST:
+                continue  # a link to a folder that it lies in
+            with os.scandir(root / folder) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     name = folder + entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(name + "/")
-                    elif accept(name) and not (entry.is_symlink() and entry.is_dir()):
-                        if not _is_utf8(name):
-                            printable = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                            problems[printable] = "its name is not valid UTF-8; rename it"
-                        elif entry.is_file() or entry.is_symlink():  # a dangling link is reported when it is read
+                    if entry.is_dir():
+                        folders.append((name + "/", here))
+                    elif not _is_utf8(name):
+                        if accept(name):
+                            problems[_printable(name)] = "its name is not valid UTF-8; rename it"
+                    elif accept(name):
+                        if entry.is_file() or entry.is_symlink():  # a dangling link is reported when it is read
                             yield name
-                        else:
+                        elif is_image_name(name) or is_depth_name(name):
                             problems[name] = "not a regular file"
         except OSError as error:
-            problems[folder or "."] = f"the folder cannot be read ({error.strerror or error})"
+            problems[_printable(folder) or "."] = f"the folder cannot be read ({error.strerror or error})"
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _sort(found: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Images, depth maps, and other files."""
+    names = [name for name in found if is_image_name(name)]
+    depth_names = [name for name in found if is_depth_name(name)]
+    return names, depth_names, [name for name in found if not (is_image_name(name) or is_depth_name(name))]
 
 
 def _is_utf8(name: str) -> bool:
@@ -300,11 +336,14 @@ def _is_utf8(name: str) -> bool:
 
 
 def _common_folder(names: list[str]) -> str:
-    """`top/` when everything of interest in an archive lies under one folder that was added by packing it."""
-    if "dataset.json" in names:
+    """`top/` when all images of an archive lie in folders of one folder, which was added by packing it.
+
+    A single folder with images right inside it is a class, as it is where folders are read.
+    """
+    if DATASET_JSON in names:
         return ""
-    images = [name for name in names if is_image_name(name)]
-    tops = {name.split("/", 1)[0] if "/" in name else "" for name in images}
-    if len(tops) != 1 or tops == {""}:
-        return ""
-    return tops.pop() + "/"
+    paths = [name.split("/") for name in names if is_image_name(name)]
+    if len({path[0] for path in paths}) != 1 or min(map(len, paths)) < 3:
+        has_labels = any(name.endswith("/" + DATASET_JSON) and name.count("/") == 1 for name in names)
+        return names[0].split("/")[0] + "/" if has_labels and len({name.split("/")[0] for name in names}) == 1 else ""
+    return paths[0][0] + "/"
