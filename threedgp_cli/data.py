@@ -44,6 +44,11 @@ class Prediction(str, Enum):
     disparity = "disparity"
 
 
+class DepthIs(str, Enum):
+    far_large = "far-large"
+    near_large = "near-large"
+
+
 class OnError(str, Enum):
     skip = "skip"
     fail = "fail"
@@ -230,6 +235,14 @@ def merge(
     depth_folder: Annotated[
         Path | None, typer.Option("--depth", help="Folder of depth maps.", show_default="depth")
     ] = None,
+    depth_is: Annotated[
+        DepthIs,
+        typer.Option(
+            "--depth-is",
+            help="Which way round the maps are: far-large (larger is farther: LeReS, metric depth) or near-large "
+            "(larger is nearer: MiDaS, Depth-Anything), which are turned round.",
+        ),
+    ] = DepthIs.far_large,
     input: InputOption = None,
     output: OutputOption = None,
     jobs: JobsOption = None,
@@ -249,6 +262,7 @@ def merge(
         input or folder.dataset.photos(),
         depth_folder or folder.dataset.depth,
         output or folder.dataset.merged,
+        depth_is=depth_is.value,
         on_error=on_error.value,
         max_errors=max_errors,
         overwrite=overwrite,
@@ -458,11 +472,11 @@ def _device(device: str | None) -> str:
 def _show_report(report: StageReport, verb: str, json_output: bool) -> None:
     if json_output:
         print_json(report.as_json())
-    say(f"{report.images} images {verb} in {report.output}", json_output=json_output)
+    say(f"{report.images} images of {report.source} {verb} in {report.output}", json_output=json_output)
     if report.skipped:
         say(f"{len(report.skipped)} broken files skipped; reasons in {_manifest(report)}", json_output=json_output)
     if report.dropped:
-        say(f"{len(report.dropped)} images left out; reasons in {_manifest(report)}", json_output=json_output)
+        say(f"{len(report.dropped)} files left out; reasons in {_manifest(report)}", json_output=json_output)
     if "zip" in report.extra:
         say(f"Packed into {report.extra['zip']}", json_output=json_output)
 

@@ -9,9 +9,11 @@ from PIL import Image
 
 from tests.data.make_images import depth_map, picture
 from tests.data.photos import contents
+from threedgp.data.depth import run_depth
 from threedgp.data.images import decode_depth, decode_image, encode_depth, write_bytes, write_depth, write_image
 from threedgp.data.merge import merge
 from threedgp.errors import DataError, UsageError
+from threedgp.pretrained.depth_estimators import EstimatorSpec
 
 NAMES = ["n01/n01_1.JPEG", "n01/n01_2.png", "n02 ü/a'b.jpg"]
 
@@ -79,6 +81,10 @@ def test_partial_depth_is_counted_and_wrong_depth_is_named(photos):
     write_depth(photos / "depth/n09/lonely_depth.png", depth_map(1))
     report = run(photos)
     assert report.extra == {"images_without_depth": 1, "depth_without_image": 1}
+    assert report.dropped == {
+        "n02 ü/a'b.jpg": "it has no depth map",
+        "../depth/n09/lonely_depth.png": "no image belongs to this map",
+    }
     assert report.skipped == {"n01/n01_2.png": "its depth map n01_2_depth.png is 20x20, the image 52x40"}
     assert run_images(photos) == ["n01/n01_1.JPEG", "n01/n01_1_depth.png"]
     write_image(photos / "depth/n01/n01_2_depth.png", picture(1))
@@ -140,3 +146,44 @@ def test_a_read_photo_is_never_changed(photos):
     assert (contents(photos / "in"), contents(photos / "depth")) == before
     assert decode_image((photos / "in/n01/n01_1.JPEG").read_bytes()).shape == (40, 52, 3)
     assert encode_depth(depth_map(0)) == (photos / "out/n01/n01_1_depth.png").read_bytes()
+
+
+class Notes:
+    """A progress bar that remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, *args, **options): ...
+
+    def advance(self, count=1): ...
+
+    def finish(self): ...
+
+    def note(self, text):
+        self.told.append(text)
+
+
+def test_maps_of_disparity_are_turned_round_and_what_was_assumed_is_said(photos):
+    """MiDaS and Depth-Anything write disparity: larger is nearer."""
+    disparity = np.linspace(1, 255, 40 * 52).reshape(40, 52).astype(np.uint8)
+    (photos / "depth/n01").mkdir()
+    Image.fromarray(disparity).save(photos / "depth/n01/n01_2.png")
+    notes = Notes()
+    run(photos, progress=notes)
+    assert any("far-large" in note and "--depth-is near-large" in note for note in notes.told)
+    run(photos, depth_is="near-large", overwrite=True)
+    turned = decode_depth((photos / "out/n01/n01_2_depth.png").read_bytes()).astype(int)
+    assert turned.max() == turned[0, 0] == 60000
+    assert turned[-1, -1] == turned.min() < 100
+    assert (np.diff(turned.flatten()) <= 0).all()
+    assert json.loads((photos / "out/manifest.json").read_text())["arguments"]["depth_is"] == "near-large"
+
+
+def test_maps_of_the_depth_command_need_no_direction_and_refuse_the_wrong_one(photos):
+    run_depth(photos / "in", photos / "depth", EstimatorSpec("synthetic"), jobs=1)
+    notes = Notes()
+    assert run(photos, progress=notes).images == 3
+    assert notes.told == []
+    with pytest.raises(UsageError, match="drop --depth-is"):
+        run(photos, depth_is="near-large", overwrite=True)

@@ -241,7 +241,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(selected):
     code = f"""
 from threedgp.data.select import run_select
 run_select({str(root / "images")!r}, {str(root / "killed")!r}, keep_ratio=0.5,
-           extractor="efficientnet-lite0", square=32, batch_size=5, jobs=1)
+           extractor="efficientnet-lite0", square=32, batch_size=5, jobs=1, reg_covar={COVARIANCE})
 """
     run_and_kill(code, "threedgp.data.features:_Partial.store", times=3)
     assert not list((root / "killed").glob("*/*.png"))
@@ -291,3 +291,12 @@ def test_the_labels_of_kept_photos_travel_along(tmp_path):
     run_select(tmp_path / "images", tmp_path / "out", keep=2, **OFFLINE)
     kept = open_source(tmp_path / "out").names
     assert json.loads((tmp_path / "out/dataset.json").read_text()) == {"labels": [[name, 7] for name in kept]}
+
+
+def test_contact_sheets_that_cannot_be_drawn_stop_nothing(tmp_path):
+    make_photos(tmp_path / "images", count=3)
+    (tmp_path / "chosen-montage").write_text("a file where the folder would be")
+    notes = Notes()
+    report = run_select(tmp_path / "images", tmp_path / "chosen", keep=1, progress=notes, **OFFLINE)
+    assert report.images == 2
+    assert any("could not be written" in note for note in notes.texts)

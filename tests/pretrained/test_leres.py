@@ -9,13 +9,13 @@ import torch
 from tests.pretrained.filled import filled
 from tests.tools import relative_error
 from threedgp.errors import DataError, WeightsError
+from threedgp.pretrained.disparity import quantize
 from threedgp.pretrained.leres import (
     LeReS,
     load_leres,
     normalize,
     postprocess,
     preprocess,
-    quantize,
     resize_depth,
     resize_input,
 )

@@ -14,11 +14,10 @@ from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, parse_label
 from threedgp.data.source import (
     FolderSource,
     ImageSource,
-    clash_reason,
     class_of,
     depth_name_of,
     open_source,
-    same_stems,
+    refused_names,
     stem_of,
 )
 from threedgp.data.workers import Backend, parallel
@@ -123,7 +122,7 @@ def check(
 
 def _check_names(source: ImageSource, report: CheckReport) -> None:
     """Pairs and names, without opening a file."""
-    report.problems += [Problem(name, clash_reason(first)) for name, first in same_stems(source.names).items()]
+    report.problems += [Problem(name, reason) for name, reason in refused_names(source.names).items()]
     maps = set(source.depth_names)
     for name in source.names:
         if maps and depth_name_of(name) not in maps:

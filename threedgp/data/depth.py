@@ -85,7 +85,6 @@ def run_depth(
         raise UsageError("The batch and the number of processes must be at least 1.")
     _check_devices(device, gpus)
     photos, target = open_source(source), Path(target)
-    names, doubles = unique_stems(photos.names)
     estimator = spec.build(device) if gpus == 1 else None
 
     stage = Stage.begin(
@@ -101,15 +100,17 @@ def run_depth(
     if spec.synthetic:
         stage.extra["synthetic"] = True
         progress.note("The depth is made up (synthetic): good for trying the pipeline, not for results.")
-    progress.start("Estimating depth", len(photos.names))
+    elif spec.name != "leres":
+        larger = "nearer, which is turned round" if spec.output == "disparity" else "farther"
+        progress.note(f"{spec.name} is taken to return {spec.output} (larger is {larger}); --prediction changes that.")
+    progress.start("Estimating depth", len(photos.names) + len(photos.problems))
     try:
-        for name, reason in doubles.items():
-            stage.skip(name, reason)
+        names = stage.usable(photos)
         if estimator is not None:
             threads = jobs or available_cores()
             outcomes = estimate(photos, names, stage.journal, estimator, batch_size, colormap, threads)
         else:
-            job = {"device": device, "batch_size": batch_size, "colormap": colormap, "jobs": jobs}
+            job = {"names": names, "device": device, "batch_size": batch_size, "colormap": colormap, "jobs": jobs}
             outcomes = _estimate_shared(Path(source), target, spec, gpus, job)
         with plain_os_errors():
             for outcome in outcomes:
@@ -200,17 +201,6 @@ def _check_devices(device: str, gpus: int) -> None:
     available = torch.cuda.device_count()
     if gpus > available:
         raise UsageError(f"{gpus} GPUs are asked for, but this machine has {available}. Use --gpus or --device cpu.")
-
-
-def unique_stems(names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Names with a depth map of their own, and the others, whose map would overwrite one of these."""
-    owner: dict[str, str] = {}
-    doubles = {}
-    for name in names:
-        first = owner.setdefault(depth_name_of(name), name)
-        if first != name:
-            doubles[name] = f"its depth map would have the same name as that of {first}; rename one of them"
-    return [name for name in names if name not in doubles], doubles
 
 
 def _existing(photos: ImageSource, journal: Journal, name: str) -> Made | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from threedgp.data.depth import estimate, unique_stems
+from threedgp.data.depth import estimate
 from threedgp.data.journal import Journal
 from threedgp.data.shards import shard_main
 from threedgp.data.source import open_source
@@ -20,11 +20,10 @@ def work(job: dict[str, Any], rank: int, world_size: int) -> Iterator[dict[str, 
     device = job["device"] if job["device"] == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}"
     photos = open_source(job["source"])
     estimator = EstimatorSpec(**job["spec"]).build(device)
-    names, _ = unique_stems(photos.names)
     with plain_os_errors():
         for outcome in estimate(
             photos,
-            names,
+            job["names"],
             Journal.load(Path(job["target"])),
             estimator,
             job["batch_size"],

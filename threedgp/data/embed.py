@@ -61,6 +61,7 @@ def run_embed(
     stage = Stage("embed", Path(source), Path(output), {}, on_error, max_errors, progress, manifest=manifest)
     with plain_os_errors():
         stage.claim()
+    stage.skip_problems(images)
     table = compute_features(
         images,
         path,

@@ -15,14 +15,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from threedgp.data.source import ImageSource, file_stamp, read_file
+from threedgp.data.source import UNREADABLE, ImageSource, file_stamp, read_file
 from threedgp.errors import DataError
 from threedgp.files import append_json_line, atomic_open, read_json_lines
 
 JOURNAL = ".made.jsonl"
 
 Inputs = dict[str, tuple[ImageSource, str]]
-"""What a job reads: for each label the source and the name in it."""
+"""What a job reads: for each path, as seen from the stage's source, an image source and the name in it."""
 
 
 class Mark(NamedTuple):
@@ -37,6 +37,15 @@ class Made(NamedTuple):
 
     sources: dict[str, Mark]
     targets: dict[str, Mark]
+
+    def changed(self, source: ImageSource) -> list[str]:
+        """Inputs whose content is another now; labels are names as seen from the source. Missing ones do not count."""
+        return [
+            name
+            for name, mark in self.sources.items()
+            if (stamp := source.stamp(name)) != UNREADABLE
+            and _confirm(mark, stamp, lambda name=name: source.read(name)) is None
+        ]
 
 
 class Recorder:
@@ -62,10 +71,7 @@ class Recorder:
 
     def write(self, target: str, data: bytes) -> None:
         """Write a whole file by atomic rename."""
-        path = self.output / target
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.parent.resolve().is_relative_to(self.output.resolve()):
-            raise DataError(f"{path.parent} is a link that leads out of {self.output}. Remove it and run this again.")
+        path = make_place(self.output, target)
         with atomic_open(path) as file:
             file.write(data)
         self.targets[target] = Mark(file_stamp(path), digest(data))
@@ -124,6 +130,15 @@ def still_holds(made: Made | None, inputs: Inputs, output: Path, targets: Iterab
             return None
         written[target] = mark
     return Made(sources, written)
+
+
+def make_place(output: Path, target: str) -> Path:
+    """The path of a target whose folder now exists. Raises `DataError` where a link would lead out of the output."""
+    path = output / target
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.resolve().is_relative_to(output.resolve()):
+        raise DataError(f"{path.parent} is a link that leads out of {output}. Remove it and run this again.")
+    return path
 
 
 def digest(data: bytes) -> str:

@@ -29,10 +29,8 @@ from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, choose_labe
 from threedgp.data.source import (
     DEPTH_ENDING,
     ImageSource,
-    clash_reason,
     depth_name_of,
     open_source,
-    same_stems,
     stem_of,
 )
 from threedgp.data.stage import Stage, StageReport, plain_os_errors
@@ -138,10 +136,7 @@ def resize(
     )
     progress.start(f"Resizing to {settings.size}", len(found.names) + len(found.problems))
     try:
-        refused = _refuse(found)
-        for name, reason in refused.items():
-            stage.skip(name, reason)
-        todo = _plan(found, settings, refused, stage.journal)
+        todo = _plan(found, settings, _with_depth(found, stage), stage.journal)
         work = partial(_resize_one, found.without_names(), stage.output.absolute(), settings)
         for outcome in parallel(work, todo, jobs=jobs, backend=backend):
             _record(stage, outcome)
@@ -215,27 +210,28 @@ def pack_zip(folder: Path, archive: Path, *, progress: Progress = NULL_PROGRESS)
     return archive
 
 
-def _plan(source: ImageSource, settings: ResizeSettings, refused: dict[str, str], journal: Journal) -> Iterator[Job]:
-    """Jobs in discovery order, without the images that `_refuse` named."""
+def _with_depth(source: ImageSource, stage: Stage) -> set[str]:
+    """The usable images; those without a depth map are skipped if any image has one."""
+    maps, kept = set(source.depth_names), set()
+    for name in stage.usable(source):
+        if stem_of(name).endswith("_depth"):
+            stage.skip(name, f"a name ending in _depth marks a depth map (as {DEPTH_ENDING}); rename the image")
+        elif maps and depth_name_of(name) not in maps:
+            stage.skip(name, "it has no depth map, though others of this set have one")
+        else:
+            kept.add(name)
+    return kept
+
+
+def _plan(source: ImageSource, settings: ResizeSettings, usable: set[str], journal: Journal) -> Iterator[Job]:
+    """Jobs in discovery order."""
     has_depth = bool(source.depth_names)
     for number, name in enumerate(source.names):
-        if name not in refused:
+        if name in usable:
             folder = name.rpartition("/")[0]
             stem = f"{folder}/{number:08d}".lstrip("/") if settings.rename else stem_of(name)
             target = f"{stem}.{settings.format}"
             yield Job(name, target, depth_name_of(name) if has_depth else None, journal.jobs.get(target))
-
-
-def _refuse(source: ImageSource) -> dict[str, str]:
-    """{name: reason} of what can be seen to be unusable without opening it."""
-    refused, maps = dict(source.problems), set(source.depth_names)
-    refused |= {name: clash_reason(first) for name, first in same_stems(source.names).items()}
-    for name in source.names:
-        if stem_of(name).endswith("_depth"):
-            refused[name] = f"a name ending in _depth marks a depth map (as {DEPTH_ENDING}); rename the image"
-        elif maps and depth_name_of(name) not in maps:
-            refused[name] = "it has no depth map, though others of this set have one"
-    return refused
 
 
 def _record(stage: Stage, outcome: Outcome) -> None:

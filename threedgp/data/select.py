@@ -20,11 +20,11 @@ import numpy as np
 from threedgp.data.ahead import available_cores, map_ahead
 from threedgp.data.features import FeatureTable, compute_features, find_or_build
 from threedgp.data.images import write_bytes
-from threedgp.data.journal import Journal, Made, Recorder, still_holds
+from threedgp.data.journal import Journal, Made, Recorder, digest, make_place, still_holds
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
 from threedgp.data.montage import draw_montage
-from threedgp.data.source import FolderSource, ImageSource, class_of, depth_name_of, open_source
+from threedgp.data.source import MAX_NAME_BYTES, FolderSource, ImageSource, class_of, depth_name_of, open_source
 from threedgp.data.stage import Stage, StageReport, plain_os_errors
 from threedgp.errors import DataError, UsageError
 from threedgp.files import atomic_path, write_json
@@ -116,6 +116,7 @@ def run_select(
         "select", photos.root, target, {"link": link}, on_error=on_error, max_errors=max_errors, progress=progress,
         overwrite=True,  # a new choice only adds and removes files; the costly features stay
     )  # fmt: skip
+    stage.skip_problems(photos)
     table = compute_features(
         photos, cache, found, square=square, batch_size=batch_size, jobs=jobs, on_skip=stage.skip, progress=progress
     )
@@ -134,7 +135,7 @@ def run_select(
         "features": table.identity,
         "classes": {part.name: {"photos": len(part.rows), "kept": part.kept} for part in scored},
     }
-    return stage.finish(total=len(photos.names))
+    return stage.finish(total=len(photos.names) + len(photos.problems))
 
 
 def _check_arguments(
@@ -241,9 +242,9 @@ def _write_scores(path: Path, table: FeatureTable, scored: list[ClassScores]) ->
 def _draw_montages(
     photos: ImageSource, table: FeatureTable, scored: list[ClassScores], folder: Path, jobs: int, progress: Progress
 ) -> None:
-    """One picture a class: the two ends of its ranking and the two sides of the cut."""
+    """One picture a class: the two ends of its ranking and the two sides of the cut. For looking at, so best effort."""
 
-    def draw(part: ClassScores) -> None:
+    def draw(part: ClassScores) -> str | None:
         names = [table.names[row] for row in part.rows[part.order]]
         kept, rest = names[: part.kept], names[part.kept :]
         rows = [("most typical", kept[:MONTAGE_COLUMNS])]
@@ -254,12 +255,23 @@ def _draw_montages(
         if len(rest) > MONTAGE_COLUMNS:
             rows.append(("least typical", rest[MONTAGE_COLUMNS:][-MONTAGE_COLUMNS:]))
         title = f"{part.name or 'all photos'}: {part.kept} of {len(names)} kept"
-        write_bytes(folder / f"{part.name or 'all'}.png", draw_montage(photos, title, rows, MONTAGE_COLUMNS))
+        name = part.name or "all"
+        if len(name.encode()) > MAX_NAME_BYTES - len(".png"):
+            name = name.encode()[:200].decode(errors="ignore") + digest(name.encode())
+        try:
+            write_bytes(folder / f"{name}.png", draw_montage(photos, title, rows, MONTAGE_COLUMNS))
+        except OSError as error:
+            return str(error.strerror)
+        return None
 
     progress.start(f"Drawing {folder.name}", len(scored), unit="classes")
     try:
-        for _ in map_ahead(draw, scored, jobs, window=jobs):
+        problems = set()
+        for problem in map_ahead(draw, scored, jobs, window=jobs):
+            problems.add(problem)
             progress.advance()
+        for problem in problems - {None}:
+            progress.note(f"Pictures in {folder} could not be written ({problem}); the selection goes on.")
     finally:
         progress.finish()
 
@@ -304,7 +316,7 @@ def _copy(photos: ImageSource, target: Path, journal: Journal, name: str) -> Mad
 
 def _link(photos: ImageSource, target: Path, link: Link, name: str) -> None:
     """Link one file by atomic rename."""
-    place, original = target / name, photos.root / name
+    place, original = make_place(target, name), photos.root / name
     if place.exists() and place.is_symlink() == (link == "symlink") and place.samefile(original):
         return
     try:

@@ -19,7 +19,10 @@ DEPTH_ENDING = "_depth.png"
 DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy"})
 MANIFEST = "manifest.json"
 DATASET_JSON = "dataset.json"
+OWN_NAMES = frozenset({MANIFEST, DATASET_JSON, "classes.json", "scores.csv"})  # in a stage's output
 MAX_FILE_BYTES = 1 << 30
+UNREADABLE = "unreadable"  # the stamp of a file that is not there
+MAX_NAME_BYTES = 255  # of one file or folder, in all common file systems
 START_BYTES = 1 << 16
 DEEPEST = 64  # folders inside each other: ends what links to one another could make of a few folders
 
@@ -57,15 +60,23 @@ def depth_name_of(name: str) -> str:
     return stem_of(name) + DEPTH_ENDING
 
 
-def same_stems(names: list[str]) -> dict[str, str]:
-    """{image: earlier image} for names that differ only in the extension: their depth maps and results would clash."""
+def refused_names(names: list[str]) -> dict[str, str]:
+    """{image: reason} for names that differ from an earlier one only in the extension: their depth maps would clash."""
     owner: dict[str, str] = {}
-    return {name: first for name in names if (first := owner.setdefault(stem_of(name), name)) != name}
+    return {
+        name: f"it differs from {first} only in its extension; rename one of them"
+        for name in names
+        if (first := owner.setdefault(stem_of(name), name)) != name
+    }
 
 
-def clash_reason(first: str) -> str:
-    """Why an image is left out whose name differs from an earlier one only in its extension."""
-    return f"it differs from {first} only in its extension; rename one of them"
+def name_problem(name: str) -> str | None:
+    """Why no stage could write the files that belong to this image, or None."""
+    if class_of(name) in OWN_NAMES:
+        return f"its folder is called {class_of(name)} like a file that the stages write; rename the folder"
+    if len(PurePosixPath(depth_name_of(name)).name.encode()) > MAX_NAME_BYTES:
+        return "its name is too long for a depth map beside it; shorten it"
+    return None
 
 
 def class_of(name: str) -> str | None:
@@ -98,18 +109,23 @@ class FolderSource:
             raise DataError(f"{self.root} is not a folder. Give a folder (or zip) with images.")
         self.problems: dict[str, str] = {}
         found = list_files(self.root, problems=self.problems)
-        self.names, self.depth_names, self.left_out = _sort(found)
+        self.names, self.depth_names, self.left_out = _sort(found, self.problems)
 
     def __contains__(self, name: str) -> bool:
         return (self.root / name).is_file()
 
     def stamp(self, name: str) -> str:
         """See `file_stamp`."""
-        return file_stamp(self.root / name)
+        return file_stamp(self._path(name))
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises `DataError` with the reason when it cannot be read."""
-        return read_file(self.root / name)
+        return read_file(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        """A name with `..` (a depth map beside the folder) is meant as it reads, even where the folder is a link."""
+        path = self.root / name
+        return Path(os.path.normpath(path.absolute())) if name.startswith("../") else path
 
     def read_start(self, name: str) -> bytes:
         """The first 64 KiB: enough for most headers. Raises `DataError` with the reason."""
@@ -154,7 +170,7 @@ class ZipSource:
             if name in self._entries:
                 self.problems[name] = "the archive holds this name twice"
             self._entries[name] = info.filename
-        self.names, self.depth_names, self.left_out = _sort(sorted(self._entries))
+        self.names, self.depth_names, self.left_out = _sort(sorted(self._entries), self.problems)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -246,7 +262,7 @@ def file_stamp(path: Path) -> str:
     try:
         status = path.stat()
     except OSError:
-        return "unreadable"
+        return UNREADABLE
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
 
 
@@ -320,11 +336,21 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _sort(found: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Images, depth maps, and other files."""
-    names = [name for name in found if is_image_name(name)]
-    depth_names = [name for name in found if is_depth_name(name)]
-    return names, depth_names, [name for name in found if not (is_image_name(name) or is_depth_name(name))]
+def _sort(found: list[str], problems: dict[str, str]) -> tuple[list[str], list[str], list[str]]:
+    """Images, depth maps, and other files; images that no stage could write go into `problems` instead."""
+    images: list[str] = []
+    depth_names: list[str] = []
+    others: list[str] = []
+    for name in found:
+        if is_depth_name(name):
+            depth_names.append(name)
+        elif not is_image_name(name):
+            others.append(name)
+        elif reason := name_problem(name):
+            problems[name] = reason
+        else:
+            images.append(name)
+    return images, depth_names, others
 
 
 def _is_utf8(name: str) -> bool:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from threedgp import __version__
 from threedgp.data.journal import Journal, Made, digest
-from threedgp.data.source import MANIFEST, FolderSource, ImageSource, open_source, read_manifest
+from threedgp.data.source import MANIFEST, FolderSource, ImageSource, open_source, read_manifest, refused_names
 from threedgp.errors import DataError, UsageError
 from threedgp.files import TEMPORARY_MARK, read_json, write_json
 from threedgp.progress import NULL_PROGRESS, Progress
@@ -34,6 +34,7 @@ class StageReport:
     """What a stage did: the content of its manifest that people want to see."""
 
     stage: str
+    source: Path
     output: Path
     images: int
     skipped: dict[str, str]
@@ -42,7 +43,7 @@ class StageReport:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
-        return {**self.__dict__, "output": str(self.output)}
+        return {**self.__dict__, "source": str(self.source), "output": str(self.output)}
 
 
 @dataclass
@@ -153,6 +154,19 @@ class Stage:
             write_json(output / MANIFEST, {**stage._manifest(complete=False), "files": before if stage.resume else {}})
         return stage
 
+    def usable(self, found: ImageSource) -> list[str]:
+        """The images of a source in order, after skipping those that its listing shows to be of no use."""
+        self.skip_problems(found)
+        clashes = refused_names(found.names)
+        for name, reason in clashes.items():
+            self.skip(name, reason)
+        return [name for name in found.names if name not in clashes and name not in found.problems]
+
+    def skip_problems(self, found: ImageSource) -> None:
+        """Skip what looks like an image of the source but cannot be read or written, whatever is in it."""
+        for name, reason in found.problems.items():
+            self.skip(name, reason)
+
     def done(self, files: dict[str, str], made: Made | None = None) -> None:
         """Note one finished image: {target: source} of its files (the depth map too), and how they were made.
 
@@ -201,7 +215,7 @@ class Stage:
             write_json(self.output / self.manifest, self._manifest(complete=True))
             self._tell_foreign_files()
         self._lock.release(force=True)
-        report = StageReport(self.name, self.output, self.images, self.skipped, self.dropped, self.extra)
+        report = StageReport(self.name, self.source, self.output, self.images, self.skipped, self.dropped, self.extra)
         first = next(iter(self.skipped.items()), None)
         example = f" (first: {first[0]}: {first[1]})" if first else ""
         if not self.files and total:
@@ -281,21 +295,36 @@ class Stage:
 
 
 def outdated(folder: Path) -> list[str]:
-    """What was added to or removed from the sources of a finished stage, and of theirs, since it ran; in sentences."""
+    """What has happened to the sources of a finished stage, and to theirs, since it ran; in sentences.
+
+    Files added, removed or replaced, and a selection among them that this stage was not made from.
+    """
     manifest = read_manifest(folder)
     if manifest is None or not isinstance(manifest.get("read"), dict):
         return []
     upstream = Path(os.path.normpath(folder / str(manifest["source"])))
     try:
-        now = listing(open_source(upstream, allow_empty=True))
+        source = open_source(upstream, allow_empty=True)
     except DataError:
         return []  # its sources were moved away or removed, which is allowed
-    found = outdated(upstream)
+    now, found = listing(source), outdated(upstream)
+    again = f"To take that in, run '3dgp data {manifest['stage']}' again."
     if now != manifest["read"]:
         found.append(
             f"{upstream} has changed since {folder} was made from it ({manifest['read'].get('images')} images then, "
-            f"{now['images']} now). To take that in, run '3dgp data {manifest['stage']}' again."
+            f"{now['images']} now). {again}"
         )
+    changed = [name for made in Journal.load(folder).jobs.values() for name in made.changed(source)]
+    if changed:
+        found.append(f"{len(changed)} files have changed since {folder} was made (first: {changed[0]}). {again}")
+    for other in sorted(folder.parent.glob(f"*/{MANIFEST}")):
+        choice = read_manifest(other.parent) if other.parent not in (folder, upstream) else None
+        if (
+            choice
+            and choice["stage"] == "select"
+            and (other.parent / str(choice["source"])).resolve() == upstream.resolve()
+        ):
+            found.append(f"{folder} was made from all of {upstream}, not from the selection in {other.parent}. {again}")
     return found
 
 

@@ -5,7 +5,8 @@ All give depth in which larger is farther, known up to scale and shift.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgp.errors import DataError, MissingExtraError, UsageError, WeightsError
+from threedgp.pretrained.disparity import depth_of_disparity
 from threedgp.pretrained.leres import BLOCKS, load_leres, preprocess
 from threedgp.pretrained.weights import find_weights
 from threedgp.progress import NULL_PROGRESS, Progress
@@ -24,7 +26,6 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Output = Literal["auto", "depth", "disparity"]
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 HUB_PREFIX = "hf:"
-FAR_OVER_NEAR = 10.0  # assumed for networks that give disparity without its zero point
 SYNTHETIC_SIDE = 64
 
 
@@ -50,7 +51,7 @@ class EstimatorSpec:
         weights: LeReS checkpoint.
         weights_sha256: its checksum.
         dtype: precision of the network.
-        output: what a transformers model returns.
+        output: what the network returns: depth (larger is farther) or disparity (larger is nearer).
         download: whether a transformers model may be downloaded.
     """
 
@@ -59,7 +60,7 @@ class EstimatorSpec:
     weights: str | None = None
     weights_sha256: str | None = None
     dtype: Precision = "fp32"
-    output: Output = "auto"
+    output: Literal["depth", "disparity"] = "depth"
     download: bool = False
 
     def identity(self) -> dict[str, Any]:
@@ -108,14 +109,18 @@ def choose_estimator(
     For LeReS without a backbone and weights, ResNeXt-101 is looked for first, then ResNet-50.
 
     Raises:
-        UsageError: no such estimator, backbone, precision or output.
-        WeightsError: no LeReS checkpoint was found, with the ways out.
+        UsageError: no such estimator, backbone, precision or output, or it cannot be known what the network returns.
+        WeightsError: no LeReS checkpoint or transformers model was found, with the ways out.
+        MissingExtraError: transformers is not installed.
     """
     if dtype not in PRECISIONS:
         raise UsageError(f"There is no precision '{dtype}'. Choose fp32, fp16 or bf16.")
     if output not in ("auto", "depth", "disparity"):
         raise UsageError(f"A network returns depth or disparity, not '{output}'.")
     if name.startswith(HUB_PREFIX) and name != HUB_PREFIX:
+        if output == "auto":
+            model = name.removeprefix(HUB_PREFIX)
+            output = _known_output(model, _read_config(model, download))
         return EstimatorSpec(name, dtype=dtype, output=output, download=download)
     if name == "synthetic":
         return EstimatorSpec(name)
@@ -159,22 +164,16 @@ class LeReSEstimator:
 class TransformersEstimator:
     """A depth model of the transformers library, from its cache, a local folder, or (with leave) the hub."""
 
-    def __init__(self, model: str, device: str, dtype: Precision, output: Output, download: bool):
-        try:
-            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
-        except ImportError:
-            raise MissingExtraError("transformers", "depth", "A depth estimator from the hub") from None
+    def __init__(self, model: str, device: str, dtype: Precision, output: str, download: bool):
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
         local = {"local_files_only": not download}
-        try:
+        with _loading(model, download):
             self.processor = AutoImageProcessor.from_pretrained(model, **local)
             self.network = AutoModelForDepthEstimation.from_pretrained(model, use_safetensors=True, **local)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            how = "" if download else " It may be missing in the local cache: allow the download with --download."
-            raise WeightsError(f"The depth model '{model}' could not be loaded ({reason}).{how}") from None
         self.network.eval().requires_grad_(False).to(device)
         self.device, self.dtype = torch.device(device), dtype
-        self.disparity = _gives_disparity(self.network.config, output)
+        self.disparity = output == "disparity"
 
     def prepare(self, image: np.ndarray) -> Tensor:
         try:  # a picture one pixel high has an ambiguous channel axis unless it is named
@@ -193,7 +192,7 @@ class TransformersEstimator:
         finish = self.processor.post_process_depth_estimation  # undoes the model's padding and scaling
         extra = {"source_sizes": sizes} if "source_sizes" in inspect.signature(finish).parameters else {}
         maps = [entry["predicted_depth"].float().cpu() for entry in finish(outputs, target_sizes=sizes, **extra)]
-        return [depth_of_disparity(depth) for depth in maps] if self.disparity else maps
+        return [torch.from_numpy(depth_of_disparity(depth.numpy())) for depth in maps] if self.disparity else maps
 
 
 class SyntheticEstimator:
@@ -224,32 +223,45 @@ def precision(device: torch.device, dtype: Precision) -> AbstractContextManager:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
-def depth_of_disparity(disparity: Tensor) -> Tensor:
-    """Disparity (larger is nearer, unknown scale and shift) to depth, with the farthest point 10 times the nearest.
-
-    Depth is 1 / (a disparity + b). The network does not know b; a fixed ratio of the ends keeps flat things nearly
-    flat, which turning the values round would not.
-    """
-    span = disparity.max() - disparity.min()
-    if not bool(span > 0):
-        return torch.ones_like(disparity)
-    nearness = (disparity - disparity.min()) / span  # 0 far, 1 near
-    return 1 / (nearness + (1 - nearness) / FAR_OVER_NEAR)
+def _read_config(model: str, download: bool) -> Any:
+    """What a transformers model says of itself, without its weights."""
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise MissingExtraError("transformers", "depth", "A depth estimator from the hub") from None
+    with _loading(model, download):
+        return AutoConfig.from_pretrained(model, local_files_only=not download)
 
 
-def _gives_disparity(config: Any, output: Output) -> bool:
-    """Whether a transformers model returns disparity instead of depth.
+@contextmanager
+def _loading(model: str, download: bool) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        how = "" if download else " It may be missing in the local cache: allow the download with --download."
+        raise WeightsError(f"The depth model '{model}' could not be loaded ({reason}).{how}") from None
+
+
+def _known_output(model: str, config: Any) -> Literal["depth", "disparity"]:
+    """Whether a transformers model returns depth or disparity.
 
     Raises:
-        UsageError: the model is of a kind we do not know; the user must say.
+        UsageError: it cannot be known; the user must say.
     """
-    if output != "auto":
-        return output == "disparity"
     kind = config.model_type
     if kind == "depth_anything":
-        return config.depth_estimation_type == "relative"
+        return "disparity" if config.depth_estimation_type == "relative" else "depth"
     if kind in ("glpn", "zoedepth", "depth_pro", "prompt_depth_anything"):
-        return False
+        return "depth"
     if kind == "dpt":
-        return True
-    raise UsageError(f"It is not known whether models of type '{kind}' return depth or disparity: say --prediction.")
+        # Metric heads, fine-tuned on NYU or KITTI on top of DINOv2, are the ones with a projection before the head.
+        if config.add_projection:
+            return "depth"
+        backbone = getattr(config.backbone_config, "model_type", None)
+        if backbone != "dinov2" and not any(word in Path(model).name.lower() for word in ("nyu", "kitti", "metric")):
+            return "disparity"
+    raise UsageError(
+        f"It cannot be known whether '{model}' returns depth or disparity: say --prediction depth (larger is farther) "
+        "or --prediction disparity (larger is nearer)."
+    )

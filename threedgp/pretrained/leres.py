@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgp.errors import DataError, WeightsError
+from threedgp.pretrained.disparity import quantize
 from threedgp.pretrained.weights import load_state, load_strict
 
 INPUT_SIZE = 448  # the network sees every photo at 448x448, whatever its shape
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-DEPTH_MAXIMUM = 60000  # the farthest pixel of every stored map
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnext101": (3, 4, 23, 3)}
 NUM_TENSORS = {"resnet50": 406, "resnext101": 712}
 
@@ -246,8 +246,3 @@ def resize_depth(prediction: Tensor, height: int, width: int) -> np.ndarray:
         raise DataError("the depth network returned values that are not finite")
     depth = depth - depth.min() + 0.01
     return F.interpolate(depth[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
-
-
-def quantize(depth: np.ndarray) -> np.ndarray:
-    """float32 depth, all > 0, to uint16 with the maximum at 60000."""
-    return (depth / depth.max() * np.float32(DEPTH_MAXIMUM)).astype(np.uint16)
