@@ -128,8 +128,7 @@ def train(
     from threedgp.launch.plan import choose_launch, open_run, plan_run
 
     place = Workspace.find(workspace)
-    settings = list(overrides or []) + ([f"data.dataset={dataset}"] if dataset else [])
-    resolved = load_profile(profile, settings)
+    resolved = load_profile(profile, overrides or [], dataset=dataset)
     launch = choose_launch(
         gpus=gpus, procs=procs, nodes=nodes, rendezvous=rendezvous, data=_text(data), wandb=wandb, elsewhere=slurm
     )

@@ -15,7 +15,7 @@ from threedgp.config.profile import (
     profile_names,
     save_profile,
 )
-from threedgp.config.rules import batch_split, discriminator_resolution, image_channels, resolve
+from threedgp.config.rules import batch_split, discriminator_resolution, image_channels
 from threedgp.errors import ConfigError
 
 NAMES = {
@@ -43,9 +43,8 @@ def test_imagenet_values():
         assert values[f"model.{network}.cmax"] == 1024
         assert values[f"model.{network}.cbase"] == 65536
     assert values["training.batch_size"] == 64
-    assert values["training.ema.kimg"] == 20.0
-    assert values["training.patch.min_scale"] == 0.25
-    assert values["model.discriminator.additional_start_blocks"] == 2
+    assert profile.patch_law.min_scale == 0.25
+    assert profile.start_blocks == 2
     assert (values["camera.fov.min"], values["camera.fov.max"], values["camera.cube_scale"]) == (10.0, 45.0, 0.5)
     assert image_channels(profile) == 4
     assert discriminator_resolution(profile) == 64
@@ -61,10 +60,8 @@ def test_imagenet_values():
         ("epigraf256", "model.generator.ray_steps", 48),
         ("epigraf256", "model.discriminator.fmaps", 0.5),
         ("epigraf256", "camera.fov.mean", 12.0),
-        ("epigraf256", "loss.gamma", 0.0002 * 256**2 / 64),
         ("epigraf256", "training.use_depth", False),
         ("stylegan2-256", "training.patch.enabled", False),
-        ("stylegan2-256", "model.discriminator.additional_start_blocks", 0),
         ("stylegan2-256", "loss.path_length.weight", 2.0),
         ("stylegan2-256", "training.generator_optimizer.lr", 0.002),
         ("imagenet256-paper-gp", "loss.camera.emd.enabled", False),
@@ -74,11 +71,23 @@ def test_imagenet_values():
         ("imagenet256-imgaug-both", "data.augment.where", "both"),
         ("imagenet256-imgaug-both", "model.generator.cmax", 1024),
         ("tiny-cpu", "model.generator.tri_plane.features", 8),
-        ("small-gpu", "model.discriminator.additional_start_blocks", 1),
     ],
 )
 def test_profile_values(name, key, value):
     assert flatten(load_profile(name))[key] == value
+
+
+def test_derived_values_follow_what_was_chosen():
+    assert load_profile("epigraf256").gamma == 0.0002 * 256**2 / 64
+    assert load_profile("stylegan2-256").start_blocks == 0
+    assert load_profile("small-gpu").start_blocks == 1
+    profile = load_profile("tiny-cpu")
+    assert (profile.gamma, profile.gamma_fake, profile.start_blocks) == (0.0002 * 32**2 / 8, 0.0002 * 32**2 / 8, 1)
+    changed = override_profile(profile, ["training.batch_size=16", "training.patch.resolution=8"])
+    assert (changed.gamma, changed.start_blocks) == (0.0002 * 32**2 / 16, 2)
+    assert changed.patch_law.min_scale == 0.25
+    chosen = override_profile(profile, ["loss.gamma=0.3", "training.batch_size=16"])
+    assert (chosen.gamma, chosen.gamma_fake) == (0.3, 0.3)
 
 
 def test_override_reads_yaml_values():
@@ -87,7 +96,7 @@ def test_override_reads_yaml_values():
     assert parse_override("a=[0.0, 1]") == {"a": [0.0, 1]}
     profile = load_profile("tiny-cpu", ["training.batch_size=16", "loss.gamma=auto"])
     assert profile.training.batch_size == 16
-    assert profile.loss.gamma == 0.0002 * 32**2 / 16
+    assert profile.gamma == 0.0002 * 32**2 / 16
 
 
 def test_merge_goes_into_sections_and_replaces_values():
@@ -163,7 +172,6 @@ def test_saved_profile_reads_back_unchanged(tmp_path, name):
     profile = load_profile(name)
     save_profile(profile, tmp_path / "config.yaml")
     assert load_profile_file(tmp_path / "config.yaml") == profile
-    assert resolve(profile) == profile
 
 
 def test_override_of_a_loaded_profile():

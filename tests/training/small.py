@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 
 from threedgp.config.profile import load_profile
-from threedgp.config.rules import resolve
 from threedgp.data.dataset import Item
 from threedgp.models.build import build_discriminator, build_generator
 from threedgp.training.draws import Draws
@@ -27,7 +26,7 @@ TINY = (
 
 
 def tiny_profile(*overrides, name="tiny-cpu"):
-    return resolve(load_profile(name, [*TINY, *overrides]))
+    return load_profile(name, [*TINY, *overrides])
 
 
 class Labels:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from tests.tools import relative_error
-from threedgp.config.rules import resolve
 from threedgp.config.schema import DataConfig, PatchConfig, Profile, TrainingConfig
 from threedgp.training import losses
 
@@ -72,7 +71,7 @@ def test_automatic_gamma_equals_the_published_rule(golden):
             data=DataConfig(resolution=int(resolution)),
             training=TrainingConfig(batch_size=int(batch), patch=PatchConfig(resolution=64)),
         )
-        assert resolve(profile).loss.gamma == pytest.approx(gamma, rel=1e-12)
+        assert profile.gamma == pytest.approx(gamma, rel=1e-12)
 
 
 def test_path_length_equals_the_reference(golden):

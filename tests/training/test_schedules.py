@@ -3,7 +3,6 @@
 import pytest
 
 from tests.tools import relative_error
-from threedgp.config.rules import resolve
 from threedgp.config.schema import (
     BlurConfig,
     CameraConditioningConfig,
@@ -50,7 +49,7 @@ def test_without_a_span_the_final_value_holds_from_the_start():
 
 
 def test_all_values_of_an_iteration_come_from_the_profile():
-    profile = resolve(Profile(name="test"))
+    profile = Profile(name="test")
     values = schedules.schedule_values(180_000, profile)
     assert values.kimg == 180.0
     assert values.patch_beta == pytest.approx(0.001 + 0.799 * 0.018)

@@ -105,7 +105,7 @@ def test_nan_in_the_discriminator_is_repaired(workspace):
 
 
 def test_nan_on_the_tick_that_evaluates_goes_back_instead_of_scoring(workspace):
-    scored = ("training.metrics=[nfs8]", "training.val_every=1", "training.kimg=0.096")
+    scored = ("training.metrics=[nfs8]", "training.metric_ticks=1", "training.kimg=0.096")
     trainer = make_trainer(workspace, "scored", *scored, *QUICK_RECOVERY, log=True)
     spoil(trainer, at=64)
     assert trainer.train().finished
@@ -115,7 +115,7 @@ def test_nan_on_the_tick_that_evaluates_goes_back_instead_of_scoring(workspace):
 
 
 def test_a_score_that_is_not_finite_goes_back(workspace, monkeypatch):
-    scored = ("training.metrics=[nfs8]", "training.val_every=1")
+    scored = ("training.metrics=[nfs8]", "training.metric_ticks=1")
     trainer = make_trainer(workspace, "scored", *scored, *QUICK_RECOVERY, log=True)
     score = observer.score_generator
     calls = []
@@ -255,7 +255,7 @@ def test_the_best_checkpoint_survives_pruning(workspace):
         workspace,
         "best",
         "training.metrics=[nfs8]",
-        "training.val_every=1",
+        "training.metric_ticks=1",
         "training.checkpoint.keep_last=1",
         "training.divergence.enabled=false",
         log=True,
@@ -276,7 +276,7 @@ def test_the_best_checkpoint_survives_pruning(workspace):
 
 
 def test_metrics_are_computed_while_training(workspace):
-    trainer = make_trainer(workspace, "scored", "training.metrics=[nfs8]", "training.val_every=4", log=True)
+    trainer = make_trainer(workspace, "scored", "training.metrics=[nfs8]", "training.metric_ticks=4", log=True)
     trainer.train()
     lines = trainer.run.metrics()
     assert [line["checkpoint"] for line in lines] == ["000000000", "000000064"]

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from tests.tools import relative_error
 from threedgp.camera.camera import Camera
 from threedgp.config.profile import validate
-from threedgp.config.rules import resolve
 from threedgp.models.build import build_discriminator, build_generator
 from threedgp.rendering.renderer import RenderDraws
 from threedgp.training.blur import blur
@@ -30,40 +29,38 @@ EMA_KIMG = 20.0
 def small_profile(sizes):
     res, patch, planes, features, mlp, steps, cbase, cmax, w, z, c, embedding, cam, embed, depth, kernel, *rest = sizes
     emd_samples, emd_anneal, group = rest
-    return resolve(
-        validate(
-            {
-                "name": "step",
-                "data": {"resolution": res, "num_classes": c, "embedding_dim": embedding},
-                "model": {
-                    "generator": {
-                        "z_dim": z,
-                        "w_dim": w,
-                        "cbase": cbase,
-                        "cmax": cmax,
-                        "ray_steps": steps,
-                        "tri_plane": {
-                            "resolution": planes,
-                            "features": features,
-                            "mlp": {"hidden_dim": mlp},
-                        },
+    return validate(
+        {
+            "name": "step",
+            "data": {"resolution": res, "num_classes": c, "embedding_dim": embedding},
+            "model": {
+                "generator": {
+                    "z_dim": z,
+                    "w_dim": w,
+                    "cbase": cbase,
+                    "cmax": cmax,
+                    "ray_steps": steps,
+                    "tri_plane": {
+                        "resolution": planes,
+                        "features": features,
+                        "mlp": {"hidden_dim": mlp},
                     },
-                    "depth_adaptor": {"kernel_size": kernel, "hidden_dim": depth},
-                    "camera_adaptor": {"hidden_dim": cam, "embed_dim": embed},
-                    "discriminator": {"cbase": cbase, "cmax": cmax, "mbstd_group_size": group},
                 },
-                "loss": {
-                    "gamma": 0.05,
-                    "camera": {"emd": {"num_samples": emd_samples, "anneal_kimg": float(emd_anneal)}},
-                },
-                "training": {
-                    "batch_size": BATCH,
-                    "blur_real_depth_sigma": 0.6,
-                    "patch": {"resolution": patch},
-                    "ema": {"kimg": EMA_KIMG},
-                },
-            }
-        )
+                "depth_adaptor": {"kernel_size": kernel, "hidden_dim": depth},
+                "camera_adaptor": {"hidden_dim": cam, "embed_dim": embed},
+                "discriminator": {"cbase": cbase, "cmax": cmax, "mbstd_group_size": group},
+            },
+            "loss": {
+                "gamma": 0.05,
+                "camera": {"emd": {"num_samples": emd_samples, "anneal_kimg": float(emd_anneal)}},
+            },
+            "training": {
+                "batch_size": BATCH,
+                "blur_real_depth_sigma": 0.6,
+                "patch": {"resolution": patch},
+                "ema": {"kimg": EMA_KIMG},
+            },
+        }
     )
 
 

@@ -26,7 +26,7 @@ _OFFLINE_PREFIX = {"fid": "fd_efflite0_", "kid": "kd_efflite0_", "pr": "pr_effli
 _FULL_LIMIT = {"fid": None, "kid": 1_000_000, "pr": 200_000}  # real images of the `_full` forms; None: all
 _NAME = re.compile(
     r"(?P<prefix>fd_efflite0_|kd_efflite0_|pr_efflite0_|fid|kid|pr|is|nfs)"
-    r"(?P<count>\d+k?)(?P<rest>.*)"
+    r"(?P<count>\d{1,9}k?)(?P<rest>.{0,20})"
 )
 _LABELS = {
     "fid": "Frechet Inception distance",

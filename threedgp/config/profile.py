@@ -15,29 +15,71 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from threedgp.config.retired import modernize
-from threedgp.config.rules import resolve
+from threedgp.config.retired import modernize, underive
+from threedgp.config.rules import problems
 from threedgp.config.schema import Profile
-from threedgp.errors import ConfigError
-from threedgp.files import atomic_open
+from threedgp.errors import ConfigError, DataError
+from threedgp.files import atomic_open, read_bytes
+
+MAX_BYTES = 1 << 20
+SHOWN_PROBLEMS = 6
+MAX_DEPTH = 20  # levels of a profile file, and profiles that extend one another
+TEXT_KEYS = ("name", "description", "dataset", "embedder")  # their values are text, whatever they look like
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: PyYAML alone reads 1e-4 as a string. A key given twice is an error, not a silent override."""
+    """YAML 1.2's core types: `no`, `1:30` and `2020-01-01` are text, `010` is ten and `1e-4` a number.
+
+    Refused are keys given twice, which would silently override, keys that are not text, and aliases, with which a few
+    lines grow without bound.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way)
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise self._error("aliases (*name) are not understood; share settings with extends", self.peek_event())
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self._error("too many levels", self.peek_event())
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(twice)}", node.start_mark)
+        seen = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._error("a key must be text", key)
+            key.tag = "tag:yaml.org,2002:str"
+            if key.value in seen:
+                raise self._error(f"key given twice: {key.value}", key)
+            seen.add(key.value)
+            if key.value in TEXT_KEYS:
+                as_text(value)
         return super().construct_mapping(node, deep)
 
+    @staticmethod
+    def _error(text: str, where: Any) -> yaml.YAMLError:
+        return yaml.constructor.ConstructorError(None, None, text, where.start_mark)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+
+def as_text(node: Any) -> None:
+    """Let a YAML scalar be the text that stands there, unless it is null."""
+    if isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":null"):
+        node.tag = "tag:yaml.org,2002:str"
+
+
+for _type, _pattern, _first in (
+    ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?[0-9]{1,30}$", list("-+0123456789")),
+    ("float", r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,4})?$", list("-+0123456789.")),
+    ("float", r"^([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", list("-+.")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(_pattern), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 
 
 def configs_folder() -> Path:
@@ -52,42 +94,39 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in configs_folder().glob("*.yaml"))
 
 
-def load_profile(name: str, overrides: Iterable[str] = ()) -> Profile:
-    """Load, extend, override, validate and resolve a profile.
+def load_profile(name: str, overrides: Iterable[str] = (), *, dataset: str | None = None) -> Profile:
+    """Load, extend, override and validate a profile.
 
     Args:
         name: a shipped profile's name, or the path of a YAML file (ends in .yaml or .yml).
         overrides: `key.path=value` strings; values are read as YAML.
-
-    Returns:
-        The profile with every derived value filled in.
+        dataset: a data set's name, which wins over both.
 
     Raises:
         ConfigError: unknown profile or key (with the nearest valid name), wrong type, impossible combination.
     """
-    tree = _load_tree(name, seen=())
-    for override in overrides:
-        tree = merge(tree, parse_override(override))
+    tree = _override(_load_tree(name, (), {}), overrides)
+    if dataset is not None:
+        tree = merge(tree, {"data": {"dataset": dataset}})
     tree["name"] = Path(name).stem if name.endswith((".yaml", ".yml")) else name
-    return resolve(validate(tree))
+    return validate(tree)
 
 
-def load_profile_file(path: Path | str, overrides: Iterable[str] = ()) -> Profile:
-    """Load a resolved profile that `save_profile` wrote (a run's config.yaml); its name is the one stored."""
-    path = Path(path)
-    tree = _read_yaml(path)
-    for override in overrides:
-        tree = merge(tree, parse_override(override))
-    tree.setdefault("name", path.stem)
-    return resolve(validate(tree, where=str(path)))
+def load_profile_file(path: Path | str) -> Profile:
+    """Load a profile that `save_profile` wrote (a run's config.yaml); its name is the one stored.
+
+    Raises:
+        ConfigError: it is missing, empty, damaged, or its values cannot work; names the file.
+    """
+    tree = _read_yaml(Path(path))
+    if "name" not in tree:
+        raise ConfigError(f"{path} is damaged: it holds no whole profile. Bring it back, or start a new run.")
+    return validate(underive(tree), where=str(path), note=False)
 
 
 def override_profile(profile: Profile, overrides: Iterable[str]) -> Profile:
-    """A copy of `profile` with `key.path=value` strings applied, validated and resolved again."""
-    tree = profile.model_dump()
-    for override in overrides:
-        tree = merge(tree, parse_override(override))
-    return resolve(validate(tree))
+    """A copy of `profile` with `key.path=value` strings applied, validated again."""
+    return validate(_override(profile.model_dump(), overrides))
 
 
 def save_profile(profile: Profile, path: Path | str) -> None:
@@ -118,45 +157,62 @@ def parse_override(text: str) -> dict[str, Any]:
     """
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"--set {text}: write it as key.path=value, for example training.batch_size=32.")
-    try:
-        tree: Any = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(
-            f"--set {text}: '{value}' is not a value (number, true/false, null, text or [list])."
-        ) from None
+    if not separator or not all(parts) or len(parts) > MAX_DEPTH:
+        raise ConfigError(f"--set {_shorten(text)}: write it as key.path=value, for example training.batch_size=32.")
+    tree = _parse_yaml(value, f"--set {_shorten(text)}", text_wanted=parts[-1] in TEXT_KEYS)
     for part in reversed(parts):
         tree = {part: tree}
     return tree
 
 
-def validate(tree: Mapping[str, Any], where: str = "") -> Profile:
-    """Check types and keys; every problem is named with its full path and, for unknown keys, the nearest valid one.
+def validate(tree: Mapping[str, Any], where: str = "", *, note: bool = True) -> Profile:
+    """The profile that a tree of settings describes, every default filled in.
 
     Sections are merged over the schema's defaults key by key: setting camera.fov.max keeps the default camera.fov.min.
+
+    Args:
+        tree: settings by section.
+        where: the file they come from, for messages.
+        note: say which settings of earlier versions were renamed or are ignored.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a wrong type, a value out of range, or a combination
+            that cannot work; every problem is named with its full path.
     """
     try:
-        return Profile.model_validate(merge(_DEFAULTS, modernize(tree)))
+        profile = Profile.model_validate(merge(_DEFAULTS, modernize(tree, note=note)))
+        found = problems(profile)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors(include_url=False)]
-        raise ConfigError(" ".join(([f"{where}:"] if where else []) + problems[:6])) from None
+        found = [_describe(problem) for problem in error.errors(include_url=False)[:SHOWN_PROBLEMS]]
+    if found:
+        raise ConfigError(" ".join(([f"{where}:"] if where else []) + found[:SHOWN_PROBLEMS]))
+    return profile
 
 
 _DEFAULTS = Profile(name="").model_dump(exclude={"name"})
 
 
-def _load_tree(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    if name in seen:
-        raise ConfigError(f"Profiles extend each other in a circle: {' -> '.join((*seen, name))}.")
+def _override(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    return dict(tree)
+
+
+def _load_tree(name: str, seen: tuple[str, ...], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A profile's settings over those it extends; `known` holds what was loaded before, each file once."""
+    if name in known:
+        return known[name]
+    if name in seen or len(seen) >= MAX_DEPTH:
+        kind = "in a circle" if name in seen else f"over more than {MAX_DEPTH} steps"
+        raise ConfigError(f"Profiles extend each other {kind}: {_shorten(' -> '.join((*seen, name)))}.")
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
     else:
         path = configs_folder() / f"{name}.yaml"
         if not path.is_file():
-            near = difflib.get_close_matches(name, profile_names(), n=1, cutoff=0.4)
+            near = difflib.get_close_matches(name[:100], profile_names(), n=1, cutoff=0.4)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"There is no profile '{name}'.{hint} See them all with: 3dgp profiles list")
+            raise ConfigError(f"There is no profile '{_shorten(name)}'.{hint} See them all with: 3dgp profiles list")
     tree = _read_yaml(path)
     parents = tree.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
@@ -164,35 +220,50 @@ def _load_tree(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: extends takes a profile name or a list of names.")
     result: dict[str, Any] = {}
     for parent in parents:
-        inherited = _load_tree(parent, (*seen, name))
-        inherited.pop("name", None)
-        result = merge(result, inherited)
-    return merge(result, tree)
+        result = merge(result, _load_tree(parent, (*seen, name), known))
+    known[name] = merge(result, tree) | {"name": name}
+    return known[name]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = read_bytes(path, limit=MAX_BYTES).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"There is no profile file {path}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (DataError, ValueError, OSError) as error:
+        raise ConfigError(f"{_shorten(str(path))} cannot be read as a profile: {error}") from None
+    tree = _parse_yaml(text, str(path))
     if tree is None:
         return {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold settings as 'key: value' lines.")
     return tree
 
 
+def _parse_yaml(text: str, where: str, *, text_wanted: bool = False) -> Any:
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if text_wanted:
+            as_text(node)
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not valid YAML: {_shorten(' '.join(str(error).split()), 300)}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
 def _describe(problem: Mapping[str, Any]) -> str:
     location = [str(part) for part in problem["loc"]]
-    path = ".".join(location)
+    path = _shorten(".".join(location))
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path, all_keys(), n=1, cutoff=0.0)
         same_name = [key for key in all_keys() if key.split(".")[-1] == location[-1]]
         hint = same_name[0] if len(same_name) == 1 else near[0] if near else None
         return f"Unknown key '{path}'." + (f" Did you mean '{hint}'?" if hint else "")
-    return f"{path}: {problem['msg'].lower()}, but it is {problem.get('input')!r}."
+    return f"{path}: {problem['msg'].lower()}, but it is {_shorten(repr(problem.get('input')))}."
 
 
 def all_keys(section: type[BaseModel] = Profile, prefix: str = "") -> list[str]:
@@ -216,3 +287,7 @@ def flatten(profile: Profile) -> dict[str, Any]:
                 yield prefix + key, value
 
     return dict(walk(profile.model_dump(), ""))
+
+
+def _shorten(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

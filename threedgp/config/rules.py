@@ -1,47 +1,10 @@
-"""Values that follow from others, and combinations that cannot work."""
+"""Combinations of settings that cannot work, and how a batch is split."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
+from threedgp.config.metric_names import parse_metric
 from threedgp.config.schema import CameraConfig, Profile, RangeConfig, ScalarPriorConfig
-from threedgp.errors import ConfigError
-
-
-def resolve(profile: Profile) -> Profile:
-    """Fill in every derived value and refuse what cannot work; resolving twice changes nothing.
-
-    Derived: loss.gamma ("auto"), loss.gamma_fake, training.ema.kimg, training.patch.min_scale,
-    model.discriminator.additional_start_blocks.
-
-    Raises:
-        ConfigError: one sentence per impossible combination, each naming its keys.
-    """
-    problems = _problems(profile)
-    if problems:
-        raise ConfigError(" ".join(problems))
-    data, training, loss = profile.data, profile.training, profile.loss
-    patch = training.patch
-    patched = patch.enabled
-    gamma = 0.0002 * data.resolution**2 / training.batch_size if loss.gamma == "auto" else loss.gamma
-    updates: dict[str, Any] = {
-        "loss.gamma": gamma,
-        "loss.gamma_fake": gamma if loss.gamma_fake is None else loss.gamma_fake,
-        "training.ema.kimg": training.ema.kimg or 0.3125 * training.batch_size,
-        "training.patch.min_scale": patch.min_scale or (patch.resolution / data.resolution if patched else 1.0),
-    }
-    if profile.model.discriminator.additional_start_blocks is None:
-        blocks = round(math.log2(data.resolution / patch.resolution)) if patched else 0
-        updates["model.discriminator.additional_start_blocks"] = blocks
-    tree = profile.model_dump()
-    for path, value in updates.items():
-        *sections, key = path.split(".")
-        node = tree
-        for section in sections:
-            node = node[section]
-        node[key] = value
-    return Profile.model_validate(tree)
+from threedgp.errors import ConfigError, UsageError
 
 
 def image_channels(profile: Profile) -> int:
@@ -82,10 +45,18 @@ def batch_split(profile: Profile, processes: int) -> tuple[int, int, int]:
             f"model.discriminator.mbstd_group_size={group} does not divide the micro-batch of {micro}. "
             f"Set it to a divisor of {micro}, or change training.batch_size or training.batch_gpu."
         )
+    half = max(micro // 2, 1)
+    if group and training.patch.enabled and profile.loss.path_length.weight > 0 and half % min(group, half):
+        raise ConfigError(
+            f"loss.path_length takes half of the micro-batch of {micro}, which model.discriminator.mbstd_group_size="
+            f"{group} does not divide. Change training.batch_size or training.batch_gpu, or set "
+            "loss.path_length.weight=0."
+        )
     return per_process, micro, per_process // micro
 
 
-def _problems(profile: Profile) -> list[str]:
+def problems(profile: Profile) -> list[str]:
+    """One sentence for each combination that cannot work, naming its keys; empty if there is none."""
     data, model, training = profile.data, profile.model, profile.training
     patch = training.patch
     found = []
@@ -125,10 +96,13 @@ def _problems(profile: Profile) -> list[str]:
         found.append(
             f"training.batch_gpu={training.batch_gpu} does not divide training.batch_size={training.batch_size}."
         )
-    if not all(
-        0 <= beta < 1 for o in (training.generator_optimizer, training.discriminator_optimizer) for beta in o.betas
-    ):
-        found.append("Optimizer betas must lie in [0, 1).")
+    if model.depth_adaptor.kernel_size % 2 == 0:
+        found.append(f"model.depth_adaptor.kernel_size={model.depth_adaptor.kernel_size} must be odd.")
+    for name in training.metrics:
+        try:
+            parse_metric(name)
+        except UsageError as error:
+            found.append(f"training.metrics: {error}")
     return found
 
 
@@ -157,6 +131,11 @@ def _camera_problems(camera: CameraConfig, *, learned: bool) -> list[str]:
         found.append(f"camera.near={camera.near} must be smaller than camera.far={camera.far}.")
     for name, prior in (("fov", camera.fov), ("radius", camera.radius), ("look_at.radius", camera.look_at.radius)):
         found += _scalar_problems(f"camera.{name}", prior)
+        low, high = (0.01, 179.0) if name == "fov" else (0.0, 1e6)
+        for key in ("min", "max", "mean"):
+            value = getattr(prior, key)
+            if value is not None and not low <= value <= high:
+                found.append(f"camera.{name}.{key}={value:g} must lie between {low:g} and {high:g}.")
     for name, group in (("origin", camera.origin), ("look_at", camera.look_at)):
         for axis in ("yaw", "pitch"):
             found += _angle_problems(f"camera.{name}.{axis}", group.dist, getattr(group, axis))
@@ -177,6 +156,11 @@ def _camera_problems(camera: CameraConfig, *, learned: bool) -> list[str]:
             found.append(
                 "training.learn_camera=true cannot adapt cameras given by the data (camera.origin.dist=custom)."
             )
+        found += [
+            f"training.learn_camera=true needs the prior's mean, which camera.{name}.dist=hybrid does not have."
+            for name, prior in (("origin", camera.origin), ("look_at", camera.look_at))
+            if prior.dist == "hybrid"
+        ]
     return found
 
 

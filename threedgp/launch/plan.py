@@ -48,9 +48,9 @@ class Plan:
         profile, training = self.profile, self.profile.training
         classes = f", {profile.data.num_classes} classes" if profile.data.num_classes else ""
         if profile.loss.adversarial == "relativistic":
-            penalty = f"R1 {profile.loss.gamma:g} and R2 {profile.loss.gamma_fake:g}"
+            penalty = f"R1 {profile.gamma:g} and R2 {profile.gamma_fake:g}"
         else:
-            penalty = f"R1 {profile.loss.gamma:g}"
+            penalty = f"R1 {profile.gamma:g}"
         losses = [profile.loss.adversarial.replace("_", "-"), penalty]
         losses += ["distillation"] * (profile.loss.distillation.weight > 0)
         losses += ["depth"] * training.use_depth + ["learned cameras"] * training.learn_camera
@@ -115,7 +115,7 @@ class Plan:
         entries.append(f"checkpoint every {training.tick_kimg * training.snapshot_ticks:g}")
         entries.append(f"samples every {training.tick_kimg * training.image_ticks:g}")
         if training.metrics:
-            entries.append(f"{', '.join(training.metrics)} every {training.tick_kimg * training.val_every:g}")
+            entries.append(f"{', '.join(training.metrics)} every {training.tick_kimg * training.metric_ticks:g}")
         return ", ".join(entries)
 
     def _processes_text(self) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from threedgp.config.profile import load_profile, merge, parse_override, validate
-from threedgp.config.rules import resolve
 from threedgp.config.schema import Profile
 from threedgp.errors import CheckpointError, ConfigError
 from threedgp.legacy.snapshot_files import Snapshot
@@ -72,23 +71,14 @@ def snapshot_profile(snapshot: Snapshot, base: str | None = None, overrides: Ite
             "them, for example --profile imagenet256."
         )
     shipped = {"3dgp": "base", "epigraf": "epigraf256", "stylegan2": "stylegan2-256"}[kind]
-    tree = merge(load_profile(base or shipped).model_dump(), _UNDERIVED)
-    tree = merge(tree if base else merge(tree, {"loss": {"gamma": "auto"}}), known)
+    tree = merge(load_profile(base or shipped).model_dump(), known)
     if "D" not in snapshot.tensors:  # nothing of the file depends on patches: any size that fits will do
         side = min(_first(tree, "training.patch.resolution"), _first(tree, "data.resolution"))
         tree = merge(tree, {"training": {"patch": {"resolution": side}}})
     for override in overrides:
         tree = merge(tree, parse_override(override))
     tree |= {"name": base or f"imported-{kind}", "description": f"imported {kind} weights"}
-    return resolve(validate(tree))
-
-
-# Values that the base profile derived from others, which the file may replace: they are derived again.
-_UNDERIVED = {
-    "loss": {"gamma_fake": None},
-    "training": {"patch": {"min_scale": None}, "ema": {"kimg": None}},
-    "model": {"discriminator": {"additional_start_blocks": None}},
-}
+    return validate(tree, note=False)
 
 
 # -------------------------------------------------------------------------------------------------------------- shapes

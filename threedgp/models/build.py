@@ -38,7 +38,7 @@ def build_generator(profile: Profile) -> Generator | StyleGAN2Generator:
         "fmaps": config.fmaps,
         "architecture": config.architecture,
         "use_noise": config.use_noise,
-        **_precision(profile, config.fp32_only),
+        **_precision(profile, config.clamp_activations),
     }
     sizes = (config.z_dim, data.num_classes, config.w_dim, data.resolution)
     if profile.model.kind == "stylegan2":
@@ -67,7 +67,7 @@ def build_discriminator(profile: Profile) -> Discriminator:
         discriminator_resolution(profile),
         image_channels(profile),
         profile.data.num_classes,
-        num_additional_start_blocks=config.additional_start_blocks,
+        num_additional_start_blocks=profile.start_blocks,
         patch_conditioning=training.patch.enabled and training.patch.conditioning,
         hyper_mod=config.hyper_mod,
         feature_dim=profile.data.embedding_dim if profile.loss.distillation.weight > 0 else 0,
@@ -78,7 +78,7 @@ def build_discriminator(profile: Profile) -> Discriminator:
         cmax=config.cmax,
         fmaps=config.fmaps,
         freeze_layers=training.freeze_discriminator_layers,
-        **_precision(profile, config.fp32_only),
+        **_precision(profile, config.clamp_activations),
     )
 
 
@@ -97,16 +97,16 @@ def render_options(profile: Profile) -> RenderOptions:
         full_box=camera.cube_scale if config.use_full_box else None,
         last_back=config.last_back,
         white_back=config.white_back,
-        chunk_rays=config.max_batch_res**2,
+        chunk_rays=config.chunk_rays,
     )
 
 
-def _precision(profile: Profile, fp32_only: bool) -> dict[str, Any]:
-    """Arithmetic follows `precision` alone; `fp32_only` only says whether activations are clamped as for float16, which
+def _precision(profile: Profile, clamp: bool) -> dict[str, Any]:
+    """Arithmetic follows `precision` alone; `clamp` bounds activations as for float16, which
     weights trained with clamps need at any precision.
     """
     return {
-        "conv_clamp": None if fp32_only else CONV_CLAMP,
+        "conv_clamp": CONV_CLAMP if clamp else None,
         "low_precision": torch.bfloat16 if profile.precision == "bf16" else None,
         "num_low_precision": ALL_RESOLUTIONS,
     }

@@ -221,9 +221,8 @@ def network_values(profile: Profile) -> dict[str, Any]:
         "model.generator.tri_plane.mlp": generator.tri_plane.mlp.model_dump(),
         "model.depth_adaptor": model.depth_adaptor.model_dump(include={"kernel_size", "hidden_dim", "layers"}),
         "model.camera_adaptor": model.camera_adaptor.model_dump(include={"hidden_dim", "embed_dim"}),
-        "model.discriminator": model.discriminator.model_dump(
-            include={"cbase", "cmax", "fmaps", "hyper_mod", "additional_start_blocks"}
-        ),
+        "model.discriminator": model.discriminator.model_dump(include={"cbase", "cmax", "fmaps", "hyper_mod"})
+        | {"additional_start_blocks": profile.start_blocks},
         "data": profile.data.model_dump(include={"resolution", "num_classes", "embedding_dim"}),
         "training": profile.training.model_dump(include={"use_depth", "learn_camera"}),
         "training.patch": profile.training.patch.model_dump(include={"enabled", "conditioning", "resolution"}),

@@ -110,7 +110,7 @@ class Draws:
 
     def patches(self, name: str, count: int) -> PatchParams | None:
         """Patches of a micro-batch; None when patches are off."""
-        patch = self.profile.training.patch
+        patch = self.profile.patch_law
         if not patch.enabled:
             return None
         group = self.profile.model.discriminator.mbstd_group_size or count

@@ -15,14 +15,15 @@ def ema_beta(nimg: int, batch_size: int, config: EmaConfig) -> float:
     Args:
         nimg: real images shown before this iteration.
         batch_size: images per iteration over all processes.
-        config: resolved section; the half life ramps up as `rampup` times nimg, so early garbage is forgotten quickly.
+        config: its half life, 0.3125 batches in kimg where none is chosen, ramps up as `rampup` times nimg, so early
+            garbage is forgotten quickly.
 
     Returns:
         beta in [0, 1): 0.5^(batch / half life), and 0 until `start_kimg` is reached.
     """
     if config.start_kimg > nimg / 1000.0:
         return 0.0
-    half_life = 1000.0 * config.kimg
+    half_life = 1000.0 * config.kimg if config.kimg else 312.5 * batch_size
     if config.rampup is not None:
         half_life = min(half_life, config.rampup * nimg)
     return 0.5 ** (batch_size / max(half_life, 1e-8))

@@ -109,7 +109,7 @@ def phases(profile: Profile) -> list[Phase]:
     if path.weight > 0:
         found.append(Phase("Gpl", "G", path_length_phase, path.interval, path.start_kimg))
     found.append(Phase("Dmain", "D", discriminator_phase))
-    if loss.gamma > 0:
+    if profile.gamma > 0 or (loss.adversarial == "relativistic" and profile.gamma_fake > 0):
         found.append(Phase("Dreg", "D", gradient_penalty_phase, loss.regularization_interval))
     return found
 
@@ -381,7 +381,7 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
 
 def gradient_penalty_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) -> PhaseResult:
     """R1 on reals, and R2 on fakes for the relativistic loss, of patches before blur and augmentation."""
-    loss, batch = setup.profile.loss, len(real.images)
+    batch = len(real.images)
     result = PhaseResult()
     patches = draws.patches("real", batch)
     shown = _real_input(setup, real, patches)
@@ -394,13 +394,13 @@ def gradient_penalty_phase(setup: Setup, real: RealBatch, draws: Draws, gain: fl
         fake_logits, logits, _ = run_D_on_both(setup, shown_fake, shown, draws, twice=True)
         penalty, fake_penalty = losses.gradient_penalties([logits, fake_logits], [shown.images, shown_fake.images])
         result.stats["Loss/D/r2_penalty"] = fake_penalty.detach()
-        fake_weighted = fake_penalty * (setup.gamma_factor * loss.gamma_fake / 2)
+        fake_weighted = fake_penalty * (setup.gamma_factor * setup.profile.gamma_fake / 2)
     else:
         logits, _ = run_D(setup, shown, draws, twice=True)
         (penalty,) = losses.gradient_penalties([logits], [shown.images])
         fake_weighted = 0.0
     _scores(result.stats, "real", logits)
-    weighted = penalty * (setup.gamma_factor * loss.gamma / 2) + fake_weighted
+    weighted = penalty * (setup.gamma_factor * setup.profile.gamma / 2) + fake_weighted
     (weighted.mean() * gain).backward()
     result.stats["Loss/D/r1_penalty"] = penalty.detach()
     result.stats["Loss/D/reg"] = weighted.detach()

@@ -102,7 +102,7 @@ class ScheduleValues:
 def schedule_values(nimg: int, profile: Profile) -> ScheduleValues:
     """The values of the iteration that starts after `nimg` real images."""
     kimg = nimg / 1000.0
-    model, loss, patch = profile.model, profile.loss, profile.training.patch
+    model, loss, patch = profile.model, profile.loss, profile.patch_law
     return ScheduleValues(
         kimg=kimg,
         patch_beta=patch_beta(kimg, patch),

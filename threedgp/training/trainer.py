@@ -261,7 +261,7 @@ class Trainer:
         )
         evaluation = None
         if reading.is_finite or not training.divergence.enabled:  # there is something to look at
-            if training.metrics and (finished or counters.tick % training.val_every == 0):
+            if training.metrics and (finished or counters.tick % training.metric_ticks == 0):
                 evaluation = self.observer.evaluate(state.G_ema, counters.nimg)
                 reading = replace(reading, scores=evaluation.scores, metric=evaluation.lower_is_better)
             if counters.tick % training.divergence.diversity_ticks == 0:
