@@ -71,6 +71,17 @@ def test_depth_beside_the_photos(photos):
     assert run_images(photos) == ["n01/n01_1.JPEG", "n01/n01_1_depth.png"]
 
 
+@pytest.mark.parametrize("ending", ["_depth.tif", "_DEPTH.PNG", "_depth.TIFF"])
+def test_depth_of_other_formats_and_cases_beside_the_photos(photos, ending):
+    path = photos / f"in/n01/n01_1{ending}"
+    Image.fromarray(depth_map(0)).save(path, "PNG" if ending.endswith("PNG") else "TIFF")
+    (photos / "in/notes.txt").write_text("what I remember")
+    report = merge(photos / "in", photos / "in", photos / "out", jobs=1)
+    assert run_images(photos) == ["n01/n01_1.JPEG", "n01/n01_1_depth.png"]
+    assert np.array_equal(decode_depth((photos / "out/n01/n01_1_depth.png").read_bytes()), depth_map(0))
+    assert report.extra["other_files"] == ["notes.txt"]
+
+
 def run_images(root):
     return [name for name in contents(root / "out") if name != "manifest.json"]
 

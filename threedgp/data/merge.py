@@ -33,9 +33,12 @@ from threedgp.pretrained.disparity import depth_of_disparity, quantize
 from threedgp.progress import NULL_PROGRESS, Progress
 
 DepthIs = Literal["far-large", "near-large"]
-# Endings of depth maps after the image's stem, best first. A plain `.png` counts only in a folder of its own, and
-# last, because LeReS leaves a copy of the photo beside its depth map.
-DEPTH_ENDINGS = (DEPTH_ENDING, "-depth_raw.png", ".-depth_raw.png", "._depth.png", "_depth.npy", ".npy", ".png")
+# Endings of depth maps after the image's stem, best first, in any case. A plain picture counts only in a folder of its
+# own, and last, because LeReS leaves a copy of the photo beside its depth map.
+MARKED_ENDINGS = (
+    DEPTH_ENDING, "-depth_raw.png", ".-depth_raw.png", "._depth.png", "_depth.tif", "_depth.tiff", "_depth.npy", ".npy",
+)  # fmt: skip
+PLAIN_ENDINGS = (".png", ".tif", ".tiff")
 
 
 class Pair(NamedTuple):
@@ -62,7 +65,8 @@ def merge(
     """Write each photo under its own name and its depth map as 16-bit `<stem>_depth.png` into `output`.
 
     Args:
-        source: folder of photos. depth: folder of depth maps (one-channel 8- or 16-bit PNG, or uint16 `.npy`).
+        source: folder of photos. depth: folder of depth maps (one-channel 8- or 16-bit PNG or TIFF, or uint16
+            `.npy`).
         depth_is: which way round the maps are. `far-large`: larger is farther (LeReS, metric depth, `3dgp data depth`).
             `near-large`: larger is nearer (MiDaS, Depth-Anything); they are turned round, see `depth_of_disparity`.
         output: folder to write. See `Stage.begin` for the other arguments.
@@ -115,7 +119,8 @@ def merge(
         )
     progress.start("Merging", len(pairs) + len(photos.problems))
     try:
-        usable = set(stage.usable(photos))
+        maps = {relative(pair.depth, photos.root) for pair in pairs}
+        usable = set(stage.usable(photos, used=maps))
         todo = (pair._replace(before=stage.journal.jobs.get(pair.name)) for pair in pairs if pair.name in usable)
         work = partial(_merge_one, photos.without_names(), stage.output.absolute(), depth_is)
         for pair, made in parallel(work, todo, jobs=jobs, backend=backend):
@@ -133,23 +138,31 @@ def merge(
 
 def match(photos: FolderSource, depth: Path) -> tuple[list[Pair], list[str], list[str]]:
     """Pairs in order, images without a depth map, and depth maps without an image (relative to the depth folder)."""
-    available = set(list_files(depth, lambda name: name.endswith((".png", ".npy"))))
-    if depth.resolve() == photos.root.resolve():
-        available -= set(photos.names)
+    own_folder = depth.resolve() != photos.root.resolve()
+    available = list_files(depth, lambda name: name.lower().endswith((".png", ".tif", ".tiff", ".npy")))
+    if not own_folder:
+        available = sorted(set(available).difference(photos.names))
+    inside = _by_stem(available, MARKED_ENDINGS + PLAIN_ENDINGS if own_folder else MARKED_ENDINGS)
+    beside = _by_stem([*photos.depth_names, *photos.left_out], MARKED_ENDINGS)
     pairs, unmatched, used = [], [], set()
     for name in photos.names:
         stem = stem_of(name)
-        inside = next((stem + ending for ending in DEPTH_ENDINGS if stem + ending in available), None)
-        if inside is not None:
-            used.add(inside)
-            pairs.append(Pair(name, depth / inside))
-            continue
-        beside = next((stem + end for end in DEPTH_ENDINGS[:-1] if stem + end in photos), None)
-        if beside is not None:
-            pairs.append(Pair(name, photos.root.absolute() / beside))
+        if stem in inside:
+            used.add(inside[stem])
+            pairs.append(Pair(name, depth / inside[stem]))
+        elif stem in beside:
+            pairs.append(Pair(name, photos.root.absolute() / beside[stem]))
         else:
             unmatched.append(name)
-    return pairs, unmatched, sorted(available - used)
+    return pairs, unmatched, sorted(set(available) - used)
+
+
+def _by_stem(files: list[str], endings: tuple[str, ...]) -> dict[str, str]:
+    """{stem of the image: its best depth map}."""
+    best: dict[str, str] = {}
+    for ending in reversed(endings):
+        best |= {name[: -len(ending)]: name for name in files if name.lower().endswith(ending)}
+    return best
 
 
 def _merge_one(photos: FolderSource, output: Path, depth_is: DepthIs, pair: Pair) -> tuple[Pair, Made | str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,15 @@ from filelock import FileLock, Timeout
 
 from threedgp import __version__
 from threedgp.data.journal import Journal, Made, digest
-from threedgp.data.source import MANIFEST, FolderSource, ImageSource, open_source, read_manifest, refused_names
+from threedgp.data.source import (
+    MANIFEST,
+    OWN_NAMES,
+    FolderSource,
+    ImageSource,
+    open_source,
+    read_manifest,
+    refused_names,
+)
 from threedgp.errors import DataError, UsageError
 from threedgp.files import TEMPORARY_MARK, read_json, write_json
 from threedgp.progress import NULL_PROGRESS, Progress
@@ -154,18 +162,26 @@ class Stage:
             write_json(output / MANIFEST, {**stage._manifest(complete=False), "files": before if stage.resume else {}})
         return stage
 
-    def usable(self, found: ImageSource) -> list[str]:
+    def usable(self, found: ImageSource, used: Container[str] = ()) -> list[str]:
         """The images of a source in order, after skipping those that its listing shows to be of no use."""
-        self.skip_problems(found)
+        self.skip_problems(found, used)
         clashes = refused_names(found.names)
         for name, reason in clashes.items():
             self.skip(name, reason)
         return [name for name in found.names if name not in clashes and name not in found.problems]
 
-    def skip_problems(self, found: ImageSource) -> None:
-        """Skip what looks like an image of the source but cannot be read or written, whatever is in it."""
+    def skip_problems(self, found: ImageSource, used: Container[str] = ()) -> None:
+        """Skip what looks like an image of the source but cannot be read or written, and name its other files.
+
+        Args:
+            used: other files that the stage does use.
+        """
         for name, reason in found.problems.items():
             self.skip(name, reason)
+        others = [name for name in found.left_out if name not in OWN_NAMES and name not in used]
+        if others and read_manifest(self.source) is None:
+            self.extra["other_files"] = others
+            self.progress.note(f"{len(others)} files of {self.source} are no images and stay out (first: {others[0]})")
 
     def done(self, files: dict[str, str], made: Made | None = None) -> None:
         """Note one finished image: {target: source} of its files (the depth map too), and how they were made.
