@@ -148,7 +148,7 @@ def import_weights(
         print_json(result)
         return
     say(f"Imported {', '.join(imported.networks)} of {snapshot} into the run {run.name} ({run.profile.model.kind}).")
-    say(f"Render it with: 3dgp render video --run {run.name}")
+    say(f"Render it with: 3dgp render video {run.name}")
 
 
 def register(root: typer.Typer) -> None:

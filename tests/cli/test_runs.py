@@ -102,6 +102,9 @@ def test_imported_weights_become_the_newest_run(command, tmp_path):
     torch.save(build_generator(profile).state_dict(), tmp_path / "weights.pt")
     said, _ = command("import", "weights.pt", "--profile", "tiny-cpu", "--run", "mine", "--set", "camera.near=0.8")
     assert "into the run mine (3dgp)" in said
+    advice = said[said.index("3dgp render") :].split()
+    assert advice[-1] == "mine"
+    assert "Usage" in command(*advice[1:], "--help")[0]  # every option of the advice exists
     assert Run.open(Workspace(tmp_path), "mine").profile.camera.near == 0.8
     assert "imported" in command("runs", "list")[0]
     result = json.loads(command("import", "weights.pt", "--profile", "tiny-cpu", "--json")[0])

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from tests.legacy.writer import mirror, state_of, write_snapshot
+from tests.models.reference import load_reference
 from threedgp.camera.priors import CameraPrior
 from threedgp.config.profile import load_profile
 from threedgp.config.workspace import Workspace
 from threedgp.errors import CheckpointError, ConfigError, UnsafeFileError, UsageError
+from threedgp.inference.cameras import mean_camera
 from threedgp.legacy.importing import import_snapshot
 from threedgp.models.build import build_discriminator, build_generator
 from threedgp.runs.checkpoint import load_checkpoint
@@ -123,8 +125,10 @@ def settings(profile):
     }
     d = profile.model.discriminator
     patch = profile.training.patch
-    d_own = {"img_resolution": patch.resolution if patch.enabled else resolution, "c_dim": 4}
+    side = patch.resolution if patch.enabled else resolution
+    d_own = {"img_resolution": side << d.additional_start_blocks, "c_dim": 4}
     d_configuration = {"cbase": d.cbase, "cmax": d.cmax, "fmaps": d.fmaps, "fp32_only": False, "mbstd_group_size": 4}
+    d_configuration["patch"] = {"enabled": patch.enabled, "resolution": side}
     return {"G": (own, configuration), "G_ema": (own, configuration), "D": (d_own, d_configuration)}
 
 
@@ -185,7 +189,75 @@ def test_a_pickled_snapshot_becomes_a_run_that_renders_the_same_pictures(workspa
     expected = picture(originals["G_ema"].eval(), profile)
     assert expected.std() > 0.01
     assert torch.equal(picture(loaded, run.profile), expected)
-    build_discriminator(run.profile).load_state_dict(checkpoint.tensors["D"])
+    discriminator = build_discriminator(run.profile)
+    discriminator.load_state_dict(checkpoint.tensors["D"])
+    conditions = conditions_of_patches(profile)
+    assert torch.equal(discriminator(*conditions).logits, originals["D"](*conditions).logits)
+
+
+def conditions_of_patches(profile):
+    """Four patches as large as the discriminator sees them, and what it is told about each."""
+    patch = profile.training.patch
+    side = patch.resolution if patch.enabled else profile.data.resolution
+    source = torch.Generator().manual_seed(5)
+    img = torch.randn(4, 4 if profile.training.use_depth else 3, side, side, generator=source)
+    c = torch.eye(max(4, profile.data.num_classes))[:4, : profile.data.num_classes]
+    return img, c, torch.full([4, 2], 0.5), torch.rand(4, 2, generator=source) / 2
+
+
+@pytest.mark.parametrize("kind", ["pickle", "pickle that counts blocks", "flat file"])
+def test_an_imported_discriminator_gives_the_originals_logits(workspace, tmp_path, golden, kind):
+    data = golden("discriminator")
+    overrides = ["data.num_classes=5", "data.resolution=32", "training.patch.resolution=16", "data.embedding_dim=12"]
+    overrides += ["loss.distillation.weight=1.0", "model.discriminator.cbase=512", "model.discriminator.cmax=16"]
+    profile = load_profile("tiny-cpu", overrides)
+    originals = networks(profile)
+    load_reference(originals["D"], data, "param/", torch.float32)
+    described = settings(profile)
+    assert described["D"][0]["img_resolution"] == 32
+    if kind == "flat file":
+        file = tmp_path / "weights.safetensors"
+        named = {f"{key}.{name}": v for key, net in originals.items() for name, v in state_of(net).items()}
+        write_flat(file, named)
+    else:
+        file = tmp_path / "snapshot.pkl"
+        if kind != "pickle":
+            described["D"][1]["patch"] = "${training.patch}"
+            described["D"][1]["num_additional_start_blocks"] = 1
+        write_snapshot(file, originals, described)
+    base = {"profile": "tiny-cpu", "overrides": ["training.patch.resolution=16"]} if kind == "flat file" else {}
+    imported = import_snapshot(file, workspace, **base)
+    assert imported.run.profile.training.patch.resolution == 16
+    discriminator = build_discriminator(imported.run.profile)
+    discriminator.load_state_dict(load_checkpoint(imported.checkpoint).tensors["D"])
+    names = ("img", "c", "patch_scales", "patch_offsets")
+    logits = discriminator(*(torch.tensor(data[name]) for name in names)).logits
+    assert torch.allclose(logits, torch.tensor(data["logits"]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dist", ["normal", "custom"])
+def test_generators_that_see_the_camera_keep_their_stored_mean(workspace, tmp_path, dist):
+    cameras = [*NO_ADAPTORS, "model.generator.camera_conditioning.enabled=true"]
+    if dist == "custom":
+        cameras.append("camera.origin.dist=custom")
+    profile = load_profile("tiny-cpu", [*cameras, "camera.data_mean=[0.1, 1.4, 0.0, 18.0, 1.0]"])
+    originals = networks(profile)
+    stored = torch.tensor([0.1, 1.4, 0.0, 18.0, 1.0], dtype=torch.float64)  # as the published code keeps it
+    for name in ("G", "G_ema"):
+        originals[name].mapping.mean_camera_params = stored
+    described = settings(profile)
+    described["G"][1]["camera_cond"] = True  # G_ema shares it
+    file = tmp_path / "snapshot.pkl"
+    write_snapshot(file, originals, described)
+    imported = import_snapshot(file, workspace)
+    assert (imported.run.profile.camera.data_mean is None) == (dist != "custom")
+    loaded = load_generator(imported.checkpoint)
+    assert torch.equal(loaded.mapping.mean_camera_params, stored.float())
+    z, c = torch.randn(2, profile.model.generator.z_dim), torch.eye(profile.data.num_classes)[:2]
+    expected = originals["G_ema"].float().eval().mapping(z, c)
+    assert torch.equal(loaded.mapping(z, c), expected)
+    if dist == "custom":  # its training set is not here
+        assert mean_camera(loaded, imported.run.profile).angles[0].tolist() == pytest.approx([0.1, 1.4, 0.0])
 
 
 def test_counters_and_classes_of_the_snapshot_are_recorded(workspace, tmp_path):

@@ -140,16 +140,24 @@ class CameraPrior:
             pitch = torch.arccos(1 - 2 * share)
         return yaw, pitch
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether `mean` needs nothing of the data set."""
+        own = self.config.origin.dist not in ("custom", "hybrid") and self.config.look_at.dist != "hybrid"
+        return own or self.config.data_mean is not None
+
     def mean(self, data_angles: tuple[float, float, float] | None = None) -> Camera:
         """One camera made of the analytic means of all numbers.
 
         Args:
-            data_angles: mean yaw, pitch, roll of the data, needed by origin dist `custom`.
+            data_angles: mean yaw, pitch, roll of the data, needed by origin dist `custom` without `camera.data_mean`.
 
         Raises:
-            ConfigError: the mean of a hybrid prior is not defined; `custom` without data_angles.
+            ConfigError: neither the prior nor `camera.data_mean` defines it (hybrid; `custom` without data_angles).
         """
         config = self.config
+        if config.data_mean is not None and data_angles is None:
+            return Camera.from_vector(torch.tensor([[*config.data_mean, 0.0, 0.0, 0.0]], device="cpu"))
         if config.origin.dist == "custom":
             if data_angles is None:
                 raise ConfigError("camera.origin.dist=custom has the mean of the data set's camera angles; none given.")
@@ -165,7 +173,7 @@ class CameraPrior:
             *look_at,
             scalar_mean(config.look_at.radius),
         ]
-        return Camera.from_vector(torch.tensor([row]))
+        return Camera.from_vector(torch.tensor([row], device="cpu"))  # even while networks are built on "meta"
 
     def bounds(self) -> CameraBounds:
         """The interval of each number.

@@ -124,6 +124,12 @@ class CameraConfig(Section):
     fov: ScalarPriorConfig = ScalarPriorConfig(dist="uniform", min=10.0, max=45.0)
     radius: ScalarPriorConfig = ScalarPriorConfig(dist="normal", mean=1.0, std=0.0)
     look_at: LookAtPriorConfig = LookAtPriorConfig()
+    data_mean: list[float] | None = Field(
+        None,
+        min_length=5,
+        max_length=5,
+        description="the data's mean yaw, pitch, roll, fov, radius, which imports bring for dist custom and hybrid",
+    )
     validate_viewing_frustum: bool = Field(False, description="refuse a prior whose rays leave the scene cube")
 
 

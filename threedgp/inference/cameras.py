@@ -42,11 +42,13 @@ def mean_camera(generator: AnyGenerator, profile: Profile, data_angles: Tensor |
         A batch of one camera, on the generator's device.
 
     Raises:
-        UsageError: dist `custom` without data_angles.
+        UsageError: dist `custom` without data_angles, and the profile has no `camera.data_mean`.
     """
     device = next(generator.parameters()).device
     prior = CameraPrior(profile.camera)
     if profile.camera.origin.dist == "custom":
+        if data_angles is None and prior.has_mean:  # of an imported model
+            return prior.mean().to(device)
         angles = _require(data_angles).double().mean(dim=0).tolist()
         vector = prior.mean(data_angles=tuple(angles)).to_vector()
         vector[:, 5:] = 0.0

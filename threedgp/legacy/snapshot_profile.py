@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from threedgp.camera.priors import CameraPrior
 from threedgp.config.profile import load_profile, merge, parse_override, validate
 from threedgp.config.schema import Profile
 from threedgp.errors import CheckpointError, ConfigError
@@ -78,7 +79,11 @@ def snapshot_profile(snapshot: Snapshot, base: str | None = None, overrides: Ite
     for override in overrides:
         tree = merge(tree, parse_override(override))
     tree |= {"name": base or f"imported-{kind}", "description": f"imported {kind} weights"}
-    return validate(tree, note=False)
+    found = validate(tree, note=False)
+    mean = weights.get("mapping.mean_camera_params")
+    if mean is not None and mean.numel() == 5 and not CameraPrior(found.camera).has_mean:
+        found = validate(merge(tree, {"camera": {"data_mean": mean.flatten().tolist()}}), note=False)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- shapes
@@ -195,14 +200,18 @@ def _discriminator_tree(shapes: Shapes, settings: Mapping[str, Any], known: Mapp
     patch: dict[str, Any] = {"enabled": conditioning, "conditioning": conditioning}
     tree: dict[str, Any] = {"model": {"discriminator": discriminator}, "training": {"patch": patch}}
     tree["data"] = {"resolution": virtual}  # unless the generator says otherwise
-    side = _first(settings, "img_resolution", "patch.resolution")
-    if isinstance(side, int) and side > 0 and virtual % side == 0:
+    # The published `img_resolution` is the virtual one; only the configuration knows the side of a patch.
+    side, starts = _first(settings, "patch.resolution"), _first(settings, "num_additional_start_blocks")
+    if _first(settings, "patch.enabled") is False or (side is None and not conditioning):
+        side = virtual
+    elif side is None and isinstance(starts, int) and 0 <= starts < 16:
+        side = virtual >> starts
+    if side is not None:
+        if side not in [virtual >> starts for starts in range(virtual.bit_length())]:
+            raise CheckpointError(f"The discriminator's patch.resolution is no power of two up to its own {virtual}.")
         discriminator["additional_start_blocks"] = (virtual // side).bit_length() - 1
         patch["resolution"] = side
-        patch["enabled"] = conditioning or discriminator["additional_start_blocks"] > 0
-    elif not conditioning:
-        patch["resolution"] = virtual
-        discriminator["additional_start_blocks"] = 0
+        patch["enabled"] = conditioning or side < virtual
     head = shapes.get("b4.feat_out.1.weight")
     tree["loss"] = {"distillation": {"weight": 1.0 if head else 0.0}}
     if head:

@@ -116,9 +116,9 @@ def _camera_condition(profile: Profile, encoding: str) -> dict[str, Any]:
     """Arguments that let the mapping network see the camera, if the profile asks for it."""
     if not profile.model.generator.camera_conditioning.enabled:
         return {}
-    # These priors have no mean of their own; such a generator must always be told its camera.
-    has_mean = profile.camera.origin.dist not in ("custom", "hybrid") and profile.camera.look_at.dist != "hybrid"
-    mean = CameraPrior(profile.camera).mean().to_vector()[0, :5].tolist() if has_mean else None
+    prior = CameraPrior(profile.camera)
+    # Without a mean such a generator must always be told its camera.
+    mean = prior.mean().to_vector()[0, :5].tolist() if prior.has_mean else None
     return {"camera_encoding": encoding, "mean_camera": mean}
 
 
