@@ -126,7 +126,7 @@ def settings(profile):
     d = profile.model.discriminator
     patch = profile.training.patch
     side = patch.resolution if patch.enabled else resolution
-    d_own = {"img_resolution": side << d.additional_start_blocks, "c_dim": 4}
+    d_own = {"img_resolution": side << profile.start_blocks, "c_dim": 4}
     d_configuration = {"cbase": d.cbase, "cmax": d.cmax, "fmaps": d.fmaps, "fp32_only": False, "mbstd_group_size": 4}
     d_configuration["patch"] = {"enabled": patch.enabled, "resolution": side}
     return {"G": (own, configuration), "G_ema": (own, configuration), "D": (d_own, d_configuration)}
