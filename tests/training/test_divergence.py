@@ -2,14 +2,16 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from threedgp.config.schema import DivergenceConfig
-from threedgp.training.divergence import DivergenceMonitor, TickReading, all_finite, sample_diversity
+from threedgp.training.divergence import DivergenceMonitor, Memory, TickReading, all_finite, sample_diversity
 
 TICK = 4000  # images
 KIMG = 25_000.0  # so that the grace period is 200
@@ -167,9 +169,9 @@ def test_nothing_proves_healthy_before_the_criteria_can_say_so():
     run = Run(candidate_ticks=2, patience=1)
     run.monitor.note_checkpoint(run.nimg)
     run.tick(ticks=49)  # 196 kimg
-    assert not run.monitor.candidates[0].healthy
+    assert not run.monitor.memory.candidates[0].healthy
     run.tick()
-    assert run.monitor.candidates[0].healthy
+    assert run.monitor.memory.candidates[0].healthy
 
 
 def test_soft_criteria_rest_at_the_start_and_after_a_rollback():
@@ -199,7 +201,7 @@ def test_the_switch_turns_everything_off():
 def test_a_checkpoint_becomes_healthy_after_quiet_ticks_only():
     run = Run(candidate_ticks=10).warm()
     run.monitor.note_checkpoint(run.nimg)
-    (candidate,) = run.monitor.candidates
+    (candidate,) = run.monitor.memory.candidates
     run.tick(ticks=4)
     assert not candidate.healthy
     run.tick(SATURATED)  # counts towards a criterion
@@ -225,10 +227,10 @@ def test_a_rollback_forgets_what_came_after():
         run.monitor.note_checkpoint(run.nimg)
         run.tick()
     run.tick(SATURATED)
-    known = run.monitor.candidates
+    known = run.monitor.memory.candidates
     other = DivergenceMonitor(DivergenceConfig(), KIMG)
     other.rewind(TICK, known)
-    assert [(c.nimg, c.healthy) for c in other.candidates] == [(0, True), (TICK, True)]
+    assert [(c.nimg, c.healthy) for c in other.memory.candidates] == [(0, True), (TICK, True)]
 
 
 def test_the_state_continues_exactly():
@@ -238,12 +240,12 @@ def test_the_state_continues_exactly():
     for means, more in ((SATURATED, {}), (SATURATED, {"metric": 20.0}), (SATURATED, {"diversity": 0.4})):
         assert run.tick(means, **more) is None
         assert twin.tick(means, **more) is None
-    state = json.loads(json.dumps(run.monitor.state_dict()))
+    state = json.loads(json.dumps(asdict(run.monitor.memory)))
     run.monitor = DivergenceMonitor(DivergenceConfig(), KIMG)
-    run.monitor.load_state_dict(state)
+    run.monitor.memory = TypeAdapter(Memory).validate_python(state)
     assert run.tick(SATURATED) is None
     assert twin.tick(SATURATED) is None
-    assert run.monitor.state_dict() == twin.monitor.state_dict()
+    assert run.monitor.memory == twin.monitor.memory
     assert run.tick(SATURATED) == twin.tick(SATURATED) is not None
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tools import relative_error
-from threedgp.config.schema import PatchConfig
+from threedgp.config.schema import PatchConfig, Profile, TrainingConfig
 from threedgp.errors import ConfigError
 from threedgp.training.patches import (
     PatchParams,
@@ -14,8 +14,14 @@ from threedgp.training.patches import (
     sample_patches,
     scale_variates,
 )
+from threedgp.training.schedules import schedule_values
 
 LATE = 1e6  # kimg at which every schedule has ended
+
+
+def sample(count, config, kimg, generator, group_size):
+    profile = Profile(name="test", training=TrainingConfig(patch=config))
+    return sample_patches(count, config, schedule_values(1000 * kimg, profile), generator, group_size)
 
 
 def generator(seed=0):
@@ -44,7 +50,7 @@ def test_placement_equals_the_reference(golden, case, kind):
         if kind != "discrete"
         else PatchConfig(min_scale=0.4, distribution="discrete_uniform", discrete_support=[0.25, 0.5, 1.0])
     )
-    scales = scale_variates(torch.from_numpy(data["unit_draw"]), config, LATE)
+    scales = scale_variates(torch.from_numpy(data["unit_draw"]), config, config.min_scale)
     params = place_patches(scales, torch.from_numpy(data["offset_draw"]), int(data["group_size"]), "reference")
     assert relative_error(params.scales, data[f"{kind}/scales"]) < 1e-7
     assert relative_error(params.offsets, data[f"{kind}/offsets"]) < 2e-7
@@ -54,7 +60,7 @@ def test_placement_equals_the_reference(golden, case, kind):
 def test_beta_scales_have_the_published_moments(golden, beta):
     expected = golden("patches")[f"moments/beta_{beta}"]
     config = PatchConfig(min_scale=0.25, beta_start=beta, beta_end=beta)
-    params = sample_patches(200_000, config, 0.0, generator(), group_size=1)
+    params = sample(200_000, config, 0.0, generator(), group_size=1)
     scales = params.scales[:, 0]
     moments = [scales.mean(), scales.std(), (scales < 0.5).double().mean(), params.offsets.mean()]
     assert abs(torch.stack([m.double() for m in moments]).numpy() - expected).max() < 0.005
@@ -73,7 +79,7 @@ def test_beta_variate_stays_in_its_range():
 @pytest.mark.parametrize("kimg", [0.0, 3000.0, LATE])
 def test_patches_lie_inside_the_image(distribution, kimg):
     config = PatchConfig(min_scale=0.25, distribution=distribution)
-    params = sample_patches(512, config, kimg, generator(), group_size=4)
+    params = sample(512, config, kimg, generator(), group_size=4)
     assert params.scales.shape == params.offsets.shape == (512, 2)
     assert (params.scales[:, 0] == params.scales[:, 1]).all()
     assert (params.scales >= 0.25).all()
@@ -82,14 +88,14 @@ def test_patches_lie_inside_the_image(distribution, kimg):
 
 
 def test_uniform_patches_start_as_whole_images():
-    params = sample_patches(64, PatchConfig(min_scale=0.25, distribution="uniform"), 0.0, generator(), group_size=4)
+    params = sample(64, PatchConfig(min_scale=0.25, distribution="uniform"), 0.0, generator(), group_size=4)
     assert (params.scales == 1).all()
     assert (params.offsets == 0).all()
 
 
 def test_strided_groups_are_those_of_the_minibatch_statistics():
     config = PatchConfig(min_scale=0.25, distribution="uniform")
-    params = sample_patches(12, config, LATE, generator(), group_size=4)
+    params = sample(12, config, LATE, generator(), group_size=4)
     groups = params.scales.reshape(4, 3, 2)  # sample i belongs to group i mod 3
     assert (groups == groups[0]).all()
     assert len(params.scales[:, 0].unique()) == 3
@@ -97,30 +103,30 @@ def test_strided_groups_are_those_of_the_minibatch_statistics():
 
 def test_reference_groups_are_neighbours():
     config = PatchConfig(min_scale=0.25, distribution="uniform", group_layout="reference")
-    params = sample_patches(12, config, LATE, generator(), group_size=4)
+    params = sample(12, config, LATE, generator(), group_size=4)
     groups = params.offsets.reshape(3, 4, 2)
     assert (groups == groups[:, :1]).all()
 
 
 def test_a_group_larger_than_the_batch_is_the_batch():
-    params = sample_patches(2, PatchConfig(min_scale=0.25), LATE, generator(), group_size=4)
+    params = sample(2, PatchConfig(min_scale=0.25), LATE, generator(), group_size=4)
     assert (params.scales[0] == params.scales[1]).all()
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_keys():
     with pytest.raises(ConfigError, match="batch_gpu"):
-        sample_patches(6, PatchConfig(min_scale=0.25), 0.0, generator(), group_size=4)
+        sample(6, PatchConfig(min_scale=0.25), 0.0, generator(), group_size=4)
 
 
 def test_a_support_without_an_allowed_value_is_refused():
     config = PatchConfig(min_scale=0.25, distribution="discrete_uniform", discrete_support=[0.25, 0.5])
     with pytest.raises(ConfigError, match="discrete_support"):
-        sample_patches(4, config, 0.0, generator(), group_size=4)
-    sample_patches(4, config, LATE, generator(), group_size=4)
+        sample(4, config, 0.0, generator(), group_size=4)
+    sample(4, config, LATE, generator(), group_size=4)
 
 
 def test_the_same_generator_state_gives_the_same_patches():
     config = PatchConfig(min_scale=0.25)
-    first, second = (sample_patches(8, config, LATE, generator(5), group_size=4) for _ in range(2))
+    first, second = (sample(8, config, LATE, generator(5), group_size=4) for _ in range(2))
     assert (first.scales == second.scales).all()
     assert (first.offsets == second.offsets).all()

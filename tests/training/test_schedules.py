@@ -3,37 +3,30 @@
 import pytest
 
 from tests.tools import relative_error
-from threedgp.config.schema import (
-    BlurConfig,
-    CameraConditioningConfig,
-    DensityNoiseConfig,
-    DistillationConfig,
-    PatchConfig,
-    Profile,
-    TransportConfig,
-)
+from threedgp.config.profile import merge, validate
+from threedgp.config.schema import Profile
 from threedgp.training import schedules
 
-BETA = PatchConfig(min_scale=0.25)
-UNIFORM = PatchConfig(min_scale=0.25, distribution="uniform")
-
-PUBLISHED = {
-    "patch_beta": lambda t: schedules.patch_beta(t, BETA),
-    "patch_min_scale": lambda t: schedules.patch_min_scale(t, BETA),
-    "uniform_min_scale": lambda t: schedules.patch_min_scale(t, UNIFORM),
-    "kd_weight": lambda t: schedules.distillation_weight(t, DistillationConfig()),
-    "emd_multiplier_default": lambda t: schedules.transport_multiplier(t, TransportConfig()),
-    "emd_multiplier_fast": lambda t: schedules.transport_multiplier(t, TransportConfig(anneal_kimg=3000.0)),
-    "spoof_p": lambda t: schedules.spoof_probability(t, CameraConditioningConfig()),
-    "nerf_noise_std": lambda t: schedules.density_noise_std(t, DensityNoiseConfig()),
-    "blur_sigma": lambda t: schedules.blur_sigma(1000.0 * t, BlurConfig()),
+TRANSPORT = {"camera": {"emd": {"anneal_kimg": 3000.0}}}
+PUBLISHED = {  # name in the reference -> name here and the settings that are not default
+    "patch_beta": ("patch_beta", {}),
+    "patch_min_scale": ("patch_min_scale", {}),
+    "uniform_min_scale": ("patch_min_scale", {"training": {"patch": {"distribution": "uniform"}}}),
+    "kd_weight": ("distillation_weight", {}),
+    "emd_multiplier_default": ("transport_multiplier", {}),
+    "emd_multiplier_fast": ("transport_multiplier", {"loss": TRANSPORT}),
+    "spoof_p": ("spoof_probability", {}),
+    "nerf_noise_std": ("density_noise_std", {}),
+    "blur_sigma": ("blur_sigma", {}),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_schedules_equal_the_published_ones(golden, name):
     data = golden("schedules")
-    values = [PUBLISHED[name](t) for t in data["kimg"].tolist()]
+    ours, settings = PUBLISHED[name]
+    profile = validate(merge({"name": "test", "training": {"patch": {"min_scale": 0.25}}}, settings))
+    values = [getattr(schedules.schedule_values(1000.0 * t, profile), ours) for t in data["kimg"].tolist()]
     assert relative_error(values, data[name]) < 1e-12
 
 
@@ -45,7 +38,8 @@ def test_linear_equals_the_published_ramp(golden):
 
 def test_without_a_span_the_final_value_holds_from_the_start():
     assert schedules.linear(0.0, 1.0, 0.25, 0.0) == 0.25
-    assert schedules.blur_sigma(0, BlurConfig(fade_kimg=0.0)) == 0.0
+    profile = validate({"name": "test", "loss": {"blur": {"fade_kimg": 0.0}}})
+    assert schedules.schedule_values(0, profile).blur_sigma == 0.0
 
 
 def test_all_values_of_an_iteration_come_from_the_profile():

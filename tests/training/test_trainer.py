@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(workspace):
     (rollback,) = events(trainer, "rollback")
     assert rollback["source"] == 80
     assert trainer.state.counters.stream == 1
-    assert trainer.state.monitor.rolled_back_nimg == 64
+    assert trainer.state.monitor.memory.rolled_back_nimg == 64
     assert_healthy(trainer)
 
 

@@ -97,6 +97,26 @@ class Candidate:
     healthy: bool = False
 
 
+@dataclass
+class Memory:
+    """What a monitor remembers of a run, from tick to tick and in checkpoints.
+
+    Attributes:
+        candidates: checkpoints to go back to, oldest first.
+        rolled_back_nimg: where the run went back to last.
+        streaks: criterion -> count so far, and nimg of the first tick that counted.
+        generator_losses, diversities: of quiet ticks: what is normal.
+        best_metric: lowest value so far.
+    """
+
+    candidates: list[Candidate] = field(default_factory=list)
+    rolled_back_nimg: int | None = None
+    streaks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    generator_losses: list[float] = field(default_factory=list)
+    diversities: list[float] = field(default_factory=list)
+    best_metric: float | None = None
+
+
 class DivergenceMonitor:
     """Watches the statistics of a run tick by tick and keeps account of which checkpoints proved healthy.
 
@@ -112,12 +132,7 @@ class DivergenceMonitor:
 
     def __init__(self, config: DivergenceConfig, kimg: float):
         self.config, self.spans = config, Spans.of(config, kimg)
-        self.candidates: list[Candidate] = []
-        self.rolled_back_nimg: int | None = None
-        self._streaks: dict[str, list[int]] = {}  # criterion -> [count so far, nimg of the first]
-        self._generator_losses: list[float] = []
-        self._diversities: list[float] = []
-        self._best_metric: float | None = None
+        self.memory = Memory()
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
@@ -127,13 +142,13 @@ class DivergenceMonitor:
 
     def note_checkpoint(self, nimg: int) -> None:
         """Count a checkpoint that is about to be saved among the candidates; the oldest are forgotten."""
-        self.candidates = [c for c in self.candidates if c.nimg != nimg]
-        self.candidates.append(Candidate(nimg))
-        self.candidates = self.candidates[-CANDIDATES:]
+        self.memory.candidates = [c for c in self.memory.candidates if c.nimg != nimg]
+        self.memory.candidates.append(Candidate(nimg))
+        self.memory.candidates = self.memory.candidates[-CANDIDATES:]
 
     def kept(self) -> list[int]:
         """Image counts of the checkpoints that must not be deleted."""
-        return [c.nimg for c in self.candidates] if self.config.enabled else []
+        return [c.nimg for c in self.memory.candidates] if self.config.enabled else []
 
     def rewind(self, nimg: int, candidates: Sequence[Candidate]) -> None:
         """After the checkpoint of `nimg` was loaded: keep what is known of candidates up to it, and let things settle.
@@ -142,9 +157,9 @@ class DivergenceMonitor:
             nimg: 0 when the run starts afresh.
             candidates: those known before the rollback, which is more than the checkpoint knew.
         """
-        self.candidates = [c for c in candidates if c.nimg <= nimg]
-        self.rolled_back_nimg = nimg
-        self._streaks = {}
+        self.memory.candidates = [c for c in candidates if c.nimg <= nimg]
+        self.memory.rolled_back_nimg = nimg
+        self.memory.streaks = {}
 
     # ------------------------------------------------------------------------------------------------------ criteria
 
@@ -155,7 +170,7 @@ class DivergenceMonitor:
         experienced = self._is_experienced(reading.nimg)
         fired = self._immediate(reading) or (self._lasting(reading) if experienced else None)
         if fired is not None:
-            _, first = self._streaks.get(fired, [1, reading.nimg])
+            _, first = self.memory.streaks.get(fired, (1, reading.nimg))
             return Trigger(fired, first, reading.nimg, self._values(reading))
         self._learn(reading, experienced)
         return None
@@ -168,14 +183,16 @@ class DivergenceMonitor:
             return "non-finite score"
         criterion = "non-finite gradients"
         if reading.bad_steps <= BAD_STEPS_SHARE * max(reading.steps, 1):
-            self._streaks.pop(criterion, None)
+            self.memory.streaks.pop(criterion, None)
             return None
-        count, first = self._streaks.get(criterion, [0, reading.nimg])
-        self._streaks[criterion] = [count + reading.bad_steps, first]
+        count, first = self.memory.streaks.get(criterion, (0, reading.nimg))
+        self.memory.streaks[criterion] = (count + reading.bad_steps, first)
         return criterion if count + reading.bad_steps >= MIN_BAD_STEPS else None
 
     def _is_experienced(self, nimg: int) -> bool:
-        settled = self.rolled_back_nimg is None or nimg >= self.rolled_back_nimg + 1000 * self.spans.settle
+        settled = (
+            self.memory.rolled_back_nimg is None or nimg >= self.memory.rolled_back_nimg + 1000 * self.spans.settle
+        )
         return settled and nimg >= 1000 * self.spans.grace
 
     def _lasting(self, reading: TickReading) -> str | None:
@@ -189,7 +206,7 @@ class DivergenceMonitor:
             "metric": (self._is_metric_bad(reading.metric), METRIC_EVALUATIONS),
         }
         fired = [name for name, (bad, needed) in checks.items() if self._count(name, bad, reading.nimg) >= needed]
-        if reading.metric is not None and reading.metric > METRIC_COLLAPSE * (self._best_metric or math.inf):
+        if reading.metric is not None and reading.metric > METRIC_COLLAPSE * (self.memory.best_metric or math.inf):
             fired.append("metric")
         return fired[0] if fired else None
 
@@ -198,10 +215,10 @@ class DivergenceMonitor:
         if bad is None:
             return 0
         if not bad:
-            self._streaks.pop(criterion, None)
+            self.memory.streaks.pop(criterion, None)
             return 0
-        count, first = self._streaks.get(criterion, [0, nimg])
-        self._streaks[criterion] = [count + 1, first]
+        count, first = self.memory.streaks.get(criterion, (0, nimg))
+        self.memory.streaks[criterion] = (count + 1, first)
         return count + 1
 
     def _is_saturated(self, means: Mapping[str, float]) -> bool | None:
@@ -214,7 +231,7 @@ class DivergenceMonitor:
     def _is_generator_loss_high(self, means: Mapping[str, float]) -> bool | None:
         if "Loss/G/loss" not in means:
             return None
-        normal = statistics.median(self._generator_losses) if self._generator_losses else 0.0
+        normal = statistics.median(self.memory.generator_losses) if self.memory.generator_losses else 0.0
         return means["Loss/G/loss"] > max(self.config.generator_loss_floor, self.config.generator_loss_factor * normal)
 
     def _is_logit_large(self, means: Mapping[str, float]) -> bool | None:
@@ -222,30 +239,30 @@ class DivergenceMonitor:
         return max(sizes) > LOGIT_LIMIT if sizes else None
 
     def _is_collapsed(self, diversity: float | None) -> bool | None:
-        if diversity is None or not self._diversities:
+        if diversity is None or not self.memory.diversities:
             return None
-        return not diversity >= COLLAPSED_SHARE * statistics.median(self._diversities)
+        return not diversity >= COLLAPSED_SHARE * statistics.median(self.memory.diversities)
 
     def _is_metric_bad(self, metric: float | None) -> bool | None:
-        best = self._best_metric
+        best = self.memory.best_metric
         if metric is None or best is None:
             return None
         return metric > METRIC_FACTOR * best and metric > best + METRIC_MARGIN
 
     def _learn(self, reading: TickReading, experienced: bool) -> None:
         """Update what is normal, and the health of the candidates, after a tick without a trigger."""
-        quiet = not self._streaks
+        quiet = not self.memory.streaks
         if reading.metric is not None:
-            best = math.inf if self._best_metric is None else self._best_metric
-            self._best_metric = min(reading.metric, best)
+            best = math.inf if self.memory.best_metric is None else self.memory.best_metric
+            self.memory.best_metric = min(reading.metric, best)
         if quiet and "Loss/G/loss" in reading.means:
-            self._generator_losses = [*self._generator_losses, reading.means["Loss/G/loss"]][-LOSS_HISTORY:]
+            self.memory.generator_losses = [*self.memory.generator_losses, reading.means["Loss/G/loss"]][-LOSS_HISTORY:]
         if not experienced:  # the first samples are noise and say nothing, and no criterion says that all is well
             return
         if quiet and reading.diversity is not None:
-            self._diversities = [*self._diversities, reading.diversity][-DIVERSITY_HISTORY:]
+            self.memory.diversities = [*self.memory.diversities, reading.diversity][-DIVERSITY_HISTORY:]
         needed = max(self.config.candidate_ticks // 2, self.config.patience)
-        for candidate in self.candidates:
+        for candidate in self.memory.candidates:
             if not candidate.healthy and candidate.nimg < reading.nimg:
                 candidate.quiet_ticks = candidate.quiet_ticks + 1 if quiet else 0
                 candidate.healthy = candidate.quiet_ticks >= needed
@@ -259,28 +276,6 @@ class DivergenceMonitor:
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-
-    # ----------------------------------------------------------------------------------------------------------- state
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything as JSON."""
-        return {
-            "candidates": [asdict(c) for c in self.candidates],
-            "rolled_back_nimg": self.rolled_back_nimg,
-            "streaks": {name: list(streak) for name, streak in self._streaks.items()},
-            "generator_losses": list(self._generator_losses),
-            "diversities": list(self._diversities),
-            "best_metric": self._best_metric,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self.candidates = [Candidate(**c) for c in state["candidates"]]
-        self.rolled_back_nimg = state["rolled_back_nimg"]
-        self._streaks = {name: list(streak) for name, streak in state["streaks"].items()}
-        self._generator_losses = list(state["generator_losses"])
-        self._diversities = list(state["diversities"])
-        self._best_metric = state["best_metric"]
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ class Draws:
         if not patch.enabled:
             return None
         group = self.profile.model.discriminator.mbstd_group_size or count
-        return sample_patches(count, patch, self.values.kimg, self.generator, group)
+        return sample_patches(count, patch, self.values, self.generator, group)
 
     def fakes(self, count: int, labels: Tensor | None = None) -> Fakes:
         """Inputs of the generator. Classes are those of random items, so they are as frequent as in the data.

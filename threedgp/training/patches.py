@@ -14,7 +14,7 @@ from torch import Tensor
 from threedgp.config.schema import PatchConfig
 from threedgp.errors import ConfigError
 from threedgp.ops.patches import sample_patches as cut
-from threedgp.training import schedules
+from threedgp.training.schedules import ScheduleValues
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ def beta_variate(unit: Tensor, beta: float) -> Tensor:
     return 1.0 - (1.0 - unit) ** (1.0 / beta)
 
 
-def scale_variates(unit: Tensor, config: PatchConfig, kimg: float) -> Tensor:
+def scale_variates(unit: Tensor, config: PatchConfig, low: float) -> Tensor:
     """Patch scales from variates in [0, 1], one per group.
 
     Args:
         unit: [n] float64; uniform draws for `uniform` and `discrete_uniform`, Beta variates for `beta`.
-        config: resolved patch section.
-        kimg: position in the schedules.
+        config: patch section.
+        low: the smallest scale now.
 
     Returns:
         [n] float64 scales in [min_scale, max_scale].
@@ -47,13 +47,12 @@ def scale_variates(unit: Tensor, config: PatchConfig, kimg: float) -> Tensor:
     Raises:
         ConfigError: no value of `discrete_support` lies in the allowed range at this time.
     """
-    low = schedules.patch_min_scale(kimg, config)
     if config.distribution == "discrete_uniform":
         support = sorted(s for s in config.discrete_support if low <= s <= config.max_scale)
         if not support:
             raise ConfigError(
                 f"training.patch.discrete_support has no value between {low:g} and {config.max_scale:g}, the patch "
-                f"scales allowed at {kimg:g} kimg. Add {config.max_scale:g} to it."
+                f"scales allowed at this time. Add {config.max_scale:g} to it."
             )
         values = torch.tensor(support, dtype=unit.dtype, device=unit.device)
         return values[(unit * len(support)).long().clamp(max=len(support) - 1)]
@@ -63,7 +62,7 @@ def scale_variates(unit: Tensor, config: PatchConfig, kimg: float) -> Tensor:
 def sample_patches(
     batch: int,
     config: PatchConfig,
-    kimg: float,
+    values: ScheduleValues,
     generator: torch.Generator,
     group_size: int,
     device: torch.device | str | None = None,
@@ -75,7 +74,7 @@ def sample_patches(
         config: resolved patch section; its `group_layout` says which samples form a group: `strided` puts sample i
             into group i mod n, exactly like the discriminator's minibatch statistics, so that these compare equal
             scales; `reference` groups runs of neighbours.
-        kimg: position in the schedules.
+        values: scheduled smallest scale and shape of the distribution.
         generator: source of randomness; the draws are made on its device.
         group_size: g; min(g, B) is used.
         device: where the result goes; default: the generator's device.
@@ -96,8 +95,8 @@ def sample_patches(
     unit = torch.rand(groups, generator=generator, device=generator.device, dtype=torch.float64)
     unit_offsets = torch.rand(groups, 2, generator=generator, device=generator.device)
     if config.distribution == "beta":
-        unit = beta_variate(unit, schedules.patch_beta(kimg, config))
-    scales = scale_variates(unit, config, kimg)
+        unit = beta_variate(unit, values.patch_beta)
+    scales = scale_variates(unit, config, values.patch_min_scale)
     params = place_patches(scales, unit_offsets, group_size, config.group_layout)
     return PatchParams(params.scales.to(device), params.offsets.to(device)) if device is not None else params
 

@@ -12,16 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from threedgp.config.schema import (
-    BlurConfig,
-    CameraConditioningConfig,
-    DensityNoiseConfig,
-    DepthAdaptorConfig,
-    DistillationConfig,
-    PatchConfig,
-    Profile,
-    TransportConfig,
-)
+from threedgp.config.schema import Profile
 
 SPOOF_ANNEAL_KIMG = 1000.0  # the generator sees only swapped camera angles at first, then fewer (EG3D, App. A)
 
@@ -40,53 +31,21 @@ def linear(t: float, start: float, end: float, duration: float, begin: float = 0
     return start + (end - start) * (t - begin) / duration
 
 
-def patch_beta(kimg: float, patch: PatchConfig) -> float:
-    """Second parameter of the Beta(1, beta) distribution of patch scales; near 0: whole images."""
-    return linear(kimg, patch.beta_start, patch.beta_end, patch.anneal_kimg)
-
-
-def patch_min_scale(kimg: float, patch: PatchConfig) -> float:
-    """Smallest patch scale. Annealed from the largest one, except for `beta`, which anneals its shape instead."""
-    if patch.distribution == "beta":
-        return patch.min_scale
-    return linear(kimg, patch.max_scale, patch.min_scale, patch.anneal_kimg)
-
-
-def distillation_weight(kimg: float, distillation: DistillationConfig) -> float:
-    """Weight of the discriminator's feature prediction loss, fading to 0."""
-    return linear(kimg, distillation.weight, 0.0, distillation.anneal_kimg)
-
-
-def transport_multiplier(kimg: float, transport: TransportConfig) -> float:
-    """Multiplier 0..1 of the camera transport distance."""
-    return linear(kimg, 0.0, 1.0, transport.anneal_kimg)
-
-
-def spoof_probability(kimg: float, conditioning: CameraConditioningConfig) -> float:
-    """Probability that the generator is conditioned on another sample's camera angles."""
-    return linear(kimg, 1.0, conditioning.spoof_probability, SPOOF_ANNEAL_KIMG)
-
-
-def density_noise_std(kimg: float, noise: DensityNoiseConfig) -> float:
-    """Standard deviation of the noise on raw densities, fading to 0."""
-    return linear(kimg, noise.init_std, 0.0, noise.anneal_kimg)
-
-
-def depth_progress(kimg: float, adaptor: DepthAdaptorConfig) -> float:
-    """Progress 0..1 of the depth adaptor from choosing its levels uniformly to preferring the last ones."""
-    return linear(kimg, 0.0, 1.0, adaptor.anneal_kimg)
-
-
-def blur_sigma(nimg: float, blur: BlurConfig) -> float:
-    """Blur of the discriminator's input in pixels, fading to 0."""
-    if blur.fade_kimg <= 0:
-        return 0.0
-    return blur.init_sigma * max(1.0 - nimg / (blur.fade_kimg * 1000.0), 0.0)
-
-
 @dataclass(frozen=True)
 class ScheduleValues:
-    """All scheduled values of one iteration."""
+    """All scheduled values of one iteration.
+
+    Attributes:
+        kimg: thousands of real images shown.
+        patch_beta: second parameter of the Beta(1, beta) distribution of patch scales; near 0: whole images.
+        patch_min_scale: smallest patch scale; annealed from the largest, except for `beta`, which anneals its shape.
+        distillation_weight: of the discriminator's feature prediction loss, fading to 0.
+        transport_multiplier: 0..1, of the camera transport distance.
+        spoof_probability: that the generator is conditioned on another sample's camera angles.
+        density_noise_std: of the noise on raw densities, fading to 0.
+        depth_progress: 0..1, of the depth adaptor from choosing its levels uniformly to preferring the last ones.
+        blur_sigma: of the discriminator's input in pixels, fading to 0.
+    """
 
     kimg: float
     patch_beta: float
@@ -99,18 +58,20 @@ class ScheduleValues:
     blur_sigma: float
 
 
-def schedule_values(nimg: int, profile: Profile) -> ScheduleValues:
+def schedule_values(nimg: float, profile: Profile) -> ScheduleValues:
     """The values of the iteration that starts after `nimg` real images."""
-    kimg = nimg / 1000.0
-    model, loss, patch = profile.model, profile.loss, profile.patch_law
+    kimg, loss, patch = nimg / 1000.0, profile.loss, profile.patch_law
+    generator = profile.model.generator
+    widest = patch.min_scale if patch.distribution == "beta" else patch.max_scale
     return ScheduleValues(
         kimg=kimg,
-        patch_beta=patch_beta(kimg, patch),
-        patch_min_scale=patch_min_scale(kimg, patch),
-        distillation_weight=distillation_weight(kimg, loss.distillation),
-        transport_multiplier=transport_multiplier(kimg, loss.camera.emd),
-        spoof_probability=spoof_probability(kimg, model.generator.camera_conditioning),
-        density_noise_std=density_noise_std(kimg, model.generator.density_noise),
-        depth_progress=depth_progress(kimg, model.depth_adaptor),
-        blur_sigma=blur_sigma(nimg, loss.blur),
+        patch_beta=linear(kimg, patch.beta_start, patch.beta_end, patch.anneal_kimg),
+        patch_min_scale=linear(kimg, widest, patch.min_scale, patch.anneal_kimg),
+        distillation_weight=linear(kimg, loss.distillation.weight, 0.0, loss.distillation.anneal_kimg),
+        transport_multiplier=linear(kimg, 0.0, 1.0, loss.camera.emd.anneal_kimg),
+        spoof_probability=linear(kimg, 1.0, generator.camera_conditioning.spoof_probability, SPOOF_ANNEAL_KIMG),
+        density_noise_std=linear(kimg, generator.density_noise.init_std, 0.0, generator.density_noise.anneal_kimg),
+        depth_progress=linear(kimg, 0.0, 1.0, profile.model.depth_adaptor.anneal_kimg),
+        # Rounded as published: the kernel grows by a pixel at multiples of 1/3.
+        blur_sigma=loss.blur.init_sigma * (1.0 - linear(nimg, 0.0, 1.0, loss.blur.fade_kimg * 1000.0)),
     )

@@ -18,9 +18,11 @@ from threedgp.processes import World
 from threedgp.runs.checkpoint import TensorGroups, load_checkpoint, load_weights, save_checkpoint
 from threedgp.runs.state import load_optimizer_tensors, optimizer_tensors
 from threedgp.training.augment import AugmentController
-from threedgp.training.divergence import Candidate, DivergenceMonitor
+from threedgp.training.divergence import DivergenceMonitor, Memory
 from threedgp.training.log import Statistics
 from threedgp.training.phases import phases
+
+Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 @dataclass
@@ -36,26 +38,12 @@ class Counters:
         stream: number of the random stream; a rollback takes a new one.
     """
 
-    nimg: int = 0
-    iteration: int = 0
-    tick: int = 0
-    tick_nimg: int = 0
-    position: int = 0
-    stream: int = 0
-
-
-Count = Annotated[int, Field(ge=0, strict=True)]
-
-
-class CountersState(BaseModel):
-    """`Counters`, all of them; those of earlier versions are passed over."""
-
-    nimg: Count
-    iteration: Count
-    tick: Count
-    tick_nimg: Count
-    position: Count
-    stream: Count
+    nimg: Count = 0
+    iteration: Count = 0
+    tick: Count = 0
+    tick_nimg: Count = 0
+    position: Count = 0
+    stream: Count = 0
 
 
 class AugmentState(BaseModel):
@@ -65,23 +53,12 @@ class AugmentState(BaseModel):
     signs: tuple[float, float]
 
 
-class MonitorState(BaseModel):
-    """What `DivergenceMonitor.state_dict` returns."""
-
-    candidates: list[Candidate]
-    rolled_back_nimg: Count | None
-    streaks: dict[str, tuple[Count, Count]]
-    generator_losses: list[float]
-    diversities: list[float]
-    best_metric: float | None
-
-
 class PlainState(BaseModel):
     """The form of a checkpoint's state.json, which is checked before anything of it is used."""
 
-    counters: CountersState
+    counters: Counters
     augment: AugmentState
-    monitor: MonitorState
+    monitor: Memory
     statistics: list[dict[str, tuple[float, float, float]]] = []
 
 
@@ -146,7 +123,7 @@ class TrainingState:
         return {
             "counters": asdict(self.counters),
             "augment": self.augment.state_dict(),
-            "monitor": self.monitor.state_dict(),
+            "monitor": asdict(self.monitor.memory),
             "statistics": world.gather(self.statistics.state_dict()),
         }
 
@@ -162,10 +139,9 @@ class TrainingState:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise CheckpointError(f"A checkpoint's state.json is damaged at {where}: {first['msg'].lower()}.") from None
-        self.counters = Counters(**checked.counters.model_dump())
+        self.counters, self.monitor.memory = checked.counters, checked.monitor
         self.augment.load_state_dict(state["augment"])
-        self.monitor.load_state_dict(state["monitor"])
-        self.statistics.load_state_dict(state.get("statistics", []), world)
+        self.statistics.load_state_dict(checked.statistics, world)
 
     def save(self, folder: Path, profile: Profile, world: World) -> Path | None:
         """Write a checkpoint into `folder`, on rank 0 of the processes, which all call it; returns its path there.

@@ -348,7 +348,7 @@ class Trainer:
         if self.world.is_main:
             trigger = self.state.monitor.observe(reading)
             if trigger is not None:
-                rollback = self.recovery.decide(trigger, self.state.monitor.candidates)
+                rollback = self.recovery.decide(trigger, self.state.monitor.memory.candidates)
         criterion = self.world.share(None if trigger is None else trigger.criterion)
         if criterion is None:
             return False
@@ -372,7 +372,7 @@ class Trainer:
 
     def _roll_back(self, rollback: Rollback) -> None:
         """Load the checkpoint chosen, or the newest intact one before it; forget newer ones; change the stream."""
-        candidates, source = self.state.monitor.candidates, None
+        candidates, source = self.state.monitor.memory.candidates, None
         if self.world.is_main and rollback.source:
             path = find_latest(self.run.checkpoints_folder, self.progress, at_most=rollback.source)
             source = None if path is None else str(path)
