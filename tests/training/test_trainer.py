@@ -321,6 +321,8 @@ def test_samples_and_scores_count_towards_the_time_limit(workspace, monkeypatch)
         ("training.patch.distribution=uniform",),
         ("data.num_classes=0",),
         ("precision=bf16",),
+        ("loss.path_length.weight=2.0",),
+        ("loss.path_length.weight=2.0", "model.generator.marcher=mip", "training.use_depth=false"),
     ],
 )
 def test_every_option_trains(workspace, overrides):

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,31 @@ class plain:
     def __exit__(self, *_) -> None:
         global _disabled
         _disabled -= 1
+
+
+def gradients(
+    twin: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Any],
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """An operation's backward pass by its plain twin: gradients that can be differentiated again.
+
+    A native backward pass calls it where gradients are on (`create_graph`), so no caller has to know which operations
+    have a native second derivative.
+
+    Args:
+        twin: makes the operation's outputs from its inputs.
+        inputs: as they were saved, so that they are part of the graph that led to them.
+        grads: of each output.
+        wanted: which inputs need a gradient; the others get None.
+    """
+    with plain(), torch.enable_grad():
+        outputs = twin(*inputs)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        chosen = [value for value, want in zip(inputs, wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(outputs, chosen, grads, create_graph=True, allow_unused=True))
+    return tuple(next(found) if want else None for want in wanted)
 
 
 def available() -> bool:

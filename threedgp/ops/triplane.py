@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from threedgp.ops import native
 from threedgp.ops.activation import bias_act
+from threedgp.ops.warp import repeatable_grid_sample
 
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))
 """For each plane the point coordinates that index its columns and its rows: (x, y), (x, z), (y, z)."""
@@ -30,7 +30,7 @@ def sample_triplanes(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor
         points: [B, M, 3], normalised so that the cube is [−1, 1]³.
 
     Returns:
-        [B, M, F]. Differentiable once in planes and points.
+        [B, M, F]. Differentiable in planes and points, to any order where the plain form is.
 
     Example:
         >>> planes = torch.ones(1, 3, 8, 16, 16)
@@ -44,24 +44,29 @@ def sample_triplanes(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor
         )
     if features <= MOST_NATIVE_FEATURES and native.library(planes, points) is not None:
         return _Triplane.apply(planes, points)
-    if planes.is_cuda and planes.dtype in native.TYPES and native.allowed():
+    if planes.is_cuda and planes.dtype in native.TYPES and native.allowed() and not _must_repeat():
         lookup = _lookup_on_gpu()
         if lookup is not None:
             return lookup(planes, points)
-    return _sample_plainly(planes, points)
+    return sample_plainly(planes, points)
 
 
-def _sample_plainly(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+def _must_repeat() -> bool:
+    """Whether sums must be formed in the same order every time, which the GPU's atomic additions do not."""
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def sample_plainly(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """`sample_triplanes` in plain PyTorch."""
     batch, _, features, height, width = planes.shape
     grid = torch.stack([points[..., axes] for axes in PLANE_AXES], dim=1)  # [B, 3, M, 2]
     grid = grid.reshape(batch * 3, 1, -1, 2).to(planes.dtype)
-    sampled = F.grid_sample(
-        planes.reshape(batch * 3, features, height, width),
-        grid,
-        mode="bilinear",
-        padding_mode="zeros",
-        align_corners=True,
-    )  # [B·3, F, 1, M]
+    images = planes.reshape(batch * 3, features, height, width)
+    if planes.is_cuda and _must_repeat():
+        sampled = repeatable_grid_sample(images, grid, "zeros", align_corners=True)
+    else:
+        sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    # [B·3, F, 1, M]
     return sampled.reshape(batch, 3, features, -1).mean(dim=1).transpose(1, 2)
 
 
@@ -87,10 +92,14 @@ def sample_field(
         gain: factor on them.
 
     Returns:
-        [B, M, outputs]. Differentiable once in everything.
+        [B, M, outputs]. Differentiable in everything, to any order where the plain form is.
     """
     if planes.shape[2] <= MOST_NATIVE_FEATURES and native.library(planes, points, w1, b1, w2, b2) is not None:
         return _Field.apply(planes, points, w1, b1, w2, b2, alpha, gain)
+    return _field_plainly(planes, points, w1, b1, w2, b2, alpha, gain)
+
+
+def _field_plainly(planes, points, w1, b1, w2, b2, alpha, gain):
     hidden = F.linear(sample_triplanes(planes, points), w1, b1)
     return F.linear(bias_act(hidden, act="lrelu", alpha=alpha, gain=gain, dim=-1), w2, b2)
 
@@ -114,7 +123,7 @@ def _lookup_on_gpu() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | N
             points = torch.linspace(-1.2, 1.2, 21, device="cuda").reshape(1, 7, 3).requires_grad_()
             found, expected = (
                 (value, *torch.autograd.grad(value.square().sum(), (planes, points)))
-                for value in (TriplaneOnGPU.apply(planes, points), _sample_plainly(planes, points))
+                for value in (TriplaneOnGPU.apply(planes, points), sample_plainly(planes, points))
             )
         for actual, wanted in zip(found, expected, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-3)
@@ -132,10 +141,11 @@ class _Triplane(torch.autograd.Function):
         return torch.ops.threedgp.triplane(_channels_last(planes), points.float()).to(planes.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         planes, points = ctx.saved_tensors
         wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return native.gradients(sample_plainly, (planes, points), (grad,), wanted)
         grad_planes, grad_points = torch.ops.threedgp.triplane_backward(
             grad, _channels_last(planes), points.float(), *wanted
         )
@@ -154,10 +164,12 @@ class _Field(torch.autograd.Function):
         return values.to(planes.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         planes, points, *network = ctx.saved_tensors
         wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            twin = functools.partial(_field_plainly, alpha=ctx.settings[0], gain=ctx.settings[1])
+            return *native.gradients(twin, (planes, points, *network), (grad,), wanted[:6]), None, None
         grad_planes, grad_points, *grads = torch.ops.threedgp.field_backward(
             grad, _channels_last(planes), points.float(), *network, *ctx.settings, *wanted[:2]
         )

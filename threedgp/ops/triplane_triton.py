@@ -9,7 +9,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from threedgp.ops import native
+from threedgp.ops.triplane import sample_plainly
 
 BLOCK = 32  # points of a program
 
@@ -104,27 +106,32 @@ def _backward(
         tl.store(target + 2, z, mask=mask)
 
 
+def _stored(planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Planes as [B, H, W, 3, F], which is how a channels-last network makes them, and points in float32."""
+    return planes.permute(0, 3, 4, 1, 2).contiguous(), points.float().contiguous()
+
+
 class TriplaneOnGPU(torch.autograd.Function):
     """planes [B, 3, F, H, W], points [B, M, 3] -> [B, M, F] in the planes' type; sums are float32."""
 
     @staticmethod
     def forward(ctx, planes: Tensor, points: Tensor) -> Tensor:
-        stored = planes.permute(0, 3, 4, 1, 2).contiguous()  # [B, H, W, 3, F]
-        places = points.float().contiguous()
+        stored, places = _stored(planes, points)
         batch, height, width, _, features = stored.shape
         count = places.shape[1]
         out = torch.empty(batch, count, features, device=planes.device, dtype=planes.dtype)
         sizes = {"F": features, "FP": triton.next_power_of_2(features), "B": BLOCK}
         if out.numel():
             _forward[(triton.cdiv(count, BLOCK), batch)](stored, places, out, count, height, width, **sizes)
-        ctx.save_for_backward(stored, places)
-        ctx.types = planes.dtype, points.dtype
+        ctx.save_for_backward(planes, points)
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        stored, places = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        planes, points = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return native.gradients(sample_plainly, (planes, points), (grad,), ctx.needs_input_grad)
+        stored, places = _stored(planes, points)
         batch, height, width, _, features = stored.shape
         count = places.shape[1]
         wants_planes, wants_points = ctx.needs_input_grad
@@ -136,8 +143,7 @@ class TriplaneOnGPU(torch.autograd.Function):
                 stored, places, grad.contiguous(), grad_planes, grad_points, count, height, width, **sizes,
                 PLANES=wants_planes, POINTS=wants_points,
             )  # fmt: skip
-        planes_type, points_type = ctx.types
         return (
-            grad_planes.permute(0, 3, 4, 1, 2).to(planes_type) if wants_planes else None,
-            grad_points.to(points_type) if wants_points else None,
+            grad_planes.permute(0, 3, 4, 1, 2).to(planes.dtype) if wants_planes else None,
+            grad_points.to(points.dtype) if wants_points else None,
         )

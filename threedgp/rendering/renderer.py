@@ -6,6 +6,7 @@ which the coarse samples also take part in the final picture.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -227,9 +228,17 @@ def _render_bundle(field: Field, rays: _Rays, options: RenderOptions) -> RayColo
                 s_fine = importance_samples(s_coarse, weights, draws.u, options.marcher)
         t_fine = rays.distances(s_fine)
         fine = RaySamples(*_query(field, rays, t_fine, draws.noise_fine, options), t_fine)
+    plain = functools.partial(_composite, options=options)
     if fused:
-        return RayColors(*march(coarse, fine, _march_options(options), rgb.shape[-1] if options.white_back else 0))
-    if options.fine_steps > 0:
+        white = rgb.shape[-1] if options.white_back else 0
+        return RayColors(*march(coarse, fine, _march_options(options), plain, white))
+    return plain(coarse, fine)
+
+
+def _composite(coarse: RaySamples, fine: RaySamples, *, options: RenderOptions) -> RayColors:
+    """Merge both passes by distance and march through them; the plain form of `threedgp.ops.march.march`."""
+    rgb, sigma, t = coarse
+    if fine.t.shape[-1] > 0:
         t, order = torch.cat([coarse.t, fine.t], dim=-1).sort(dim=-1)
         sigma = torch.cat([coarse.sigma, fine.sigma], dim=-1).gather(-1, order)
         rgb = torch.cat([coarse.rgb, fine.rgb], dim=-2)
