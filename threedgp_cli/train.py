@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,7 +142,8 @@ def train(
         return
     _require_services(wandb, cluster)
     opened = open_run(place, resolved, launch, name=run)
-    _start(opened, replace(plan, run=opened.name, folder=opened.folder), cluster, json_output)
+    with _alone(opened, nodes):
+        _start(opened, replace(plan, run=opened.name, folder=opened.folder), cluster, json_output)
 
 
 def resume(
@@ -182,7 +185,7 @@ def resume(
         gpus=gpus, procs=procs, nodes=nodes, rendezvous=rendezvous, data=_text(data), wandb=wandb, elsewhere=slurm
     )
     resolved = change_profile(chosen, overrides or [])
-    plan = plan_run(place, resolved, launch, name=chosen.name)
+    plan = plan_run(place, resolved, launch, run=chosen)
     if dry_run:
         _dry_run(plan, cluster, json_output)
         return
@@ -190,7 +193,24 @@ def resume(
         _finish(chosen, json_output, resolved, longer=True)
         return
     _require_services(wandb, cluster)
-    _start(keep_profile(chosen, resolved), plan, cluster, json_output)
+    with _alone(chosen, nodes):
+        _start(keep_profile(chosen, resolved), plan, cluster, json_output)
+
+
+@contextmanager
+def _alone(run: Any, nodes: int) -> Iterator[None]:
+    """Keep other starts of the run away from its folder, from before its settings are changed to the end.
+
+    Several machines of one start share the folder: among them the one that trains holds the run.
+    """
+    from threedgp.launch.here import require_free
+
+    if nodes > 1:
+        yield
+        return
+    require_free(run)
+    with run.starting():
+        yield
 
 
 def _require_services(wandb: str | None, cluster: Any) -> None:
@@ -207,11 +227,8 @@ def _require_services(wandb: str | None, cluster: Any) -> None:
 
 def _start(run: Any, plan: Any, cluster: Any, json_output: bool) -> None:
     """Show the plan, train or submit, and say how it ended."""
-    from threedgp.launch.here import require_free
     from threedgp.launch.provenance import record_start
 
-    if plan.options.nodes == 1:
-        require_free(run)
     _show_plan(plan, json_output)
     record_start(run, ["3dgp", *sys.argv[1:]], asdict(plan.options))
     if cluster is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.tiny_runs import make_run, make_workspace
 from threedgp.errors import DataError, UsageError
-from threedgp.files import read_json
+from threedgp.files import read_json, write_json
 from threedgp.launch.here import (
     STOP_SIGNALS,
     LaunchOptions,
@@ -110,13 +110,13 @@ def test_a_run_keeps_to_its_training_set(workspace, tmp_path):
     stop = StopRequest()
     stop.signal = signal.SIGTERM
     train_here(run, LaunchOptions(), stop)
-    assert read_json(run.folder / "data.json") == {"path": str(expected)}
+    assert read_json(run.folder / "data.json")["path"] == str(expected)
     moved = tmp_path / "elsewhere"
     expected.rename(moved)
     with pytest.raises(DataError, match=r"which is gone.*--data"):
         train_here(run, LaunchOptions(), stop)
     assert train_here(run, LaunchOptions(data=str(moved)), stop).nimg == 16
-    assert read_json(run.folder / "data.json") == {"path": str(moved)}
+    assert read_json(run.folder / "data.json")["path"] == str(moved)
 
 
 def test_a_missing_size_names_the_command_that_makes_it(workspace):
@@ -126,3 +126,20 @@ def test_a_missing_size_names_the_command_that_makes_it(workspace):
     (workspace.root / "data" / "other").mkdir()
     with pytest.raises(UsageError, match="Choose with --dataset"):
         training_data(workspace, run.profile, run)
+
+
+def test_a_changed_set_is_not_trained_on_silently(workspace):
+    run = make_run(workspace, "run")
+    stop = StopRequest()
+    stop.signal = signal.SIGTERM
+    train_here(run, LaunchOptions(), stop)
+    data = workspace.root / "data" / "noise" / "16"
+    labels = read_json(data / "dataset.json")
+    for name in ("011.png", "011_depth.png"):
+        (data / name).unlink()
+    with pytest.raises(DataError, match=r"12 images then, 11 now.*--data"):
+        train_here(run, LaunchOptions(), stop)
+    assert train_here(run, LaunchOptions(data=str(data)), stop).nimg == 16  # asked for by name
+    write_json(data / "dataset.json", labels | {"classes": ["a", "b", "c", "d"]})
+    with pytest.raises(DataError, match=r"new: a, b, c, d"):
+        train_here(run, LaunchOptions(data=str(data)), stop)

@@ -105,7 +105,7 @@ def test_runs_are_found_by_name_folder_age_and_nearest_name(workspace, profile):
 
 def test_a_broken_config_is_named(workspace, profile):
     run = Run.create(workspace, profile)
-    run.config.write_text("data: {resolution: 31.5}\n")
+    run.config.write_text("name: x\ndata: {resolution: 31.5}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml.*data\.resolution"):
         Run(run.folder).profile  # noqa: B018
 

@@ -6,8 +6,9 @@ number of loader processes gives the same stream.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,6 +130,13 @@ class TrainingSet(torch.utils.data.Dataset):
         if index >= len(self.names) and self._angles:
             yaw = 2 * self.mean_yaw - yaw
         return torch.tensor([yaw, pitch, roll], dtype=torch.float32)
+
+    def identity(self) -> dict[str, Any]:
+        """What a run remembers of its set: the number of pictures, the classes, and a digest of names and labels."""
+        digest = hashlib.sha256()
+        for name in self.source.names:
+            digest.update(f"{name} {self._labels.get(stem_of(name))}\n".encode())
+        return {"images": len(self.source.names), "classes": self.classes, "fingerprint": digest.hexdigest()}
 
     def all_angles(self) -> torch.Tensor:
         """Yaw, pitch, roll of every picture, float32 [N, 3]; zeros where the set has none."""

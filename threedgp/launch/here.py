@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
-from threedgp.data.dataset import open_training_set
+from threedgp.data.dataset import TrainingSet, open_training_set
 from threedgp.errors import DataError, UsageError
 from threedgp.files import read_json, write_json
 from threedgp.ops.allocator import keep_memory
@@ -131,8 +132,9 @@ def train_here(
             data = training_data(Workspace(run.folder.resolve().parents[1]), run.profile, run, options.data)
             dataset = open_training_set(run.profile, data)
             if world.is_main:
+                require_same_data(run, dataset, options.data)
                 dataset.require_finite_embeddings()
-                record_data(run, data)
+                record_data(run, data, dataset.identity())
                 for name in (STOP_FILE, DONE_FILE):  # of an earlier start
                     (run.folder / name).unlink(missing_ok=True)
             world.barrier()
@@ -178,7 +180,10 @@ def training_data(workspace: Workspace, profile: Profile, run: Run | None, given
     if given is not None:
         return Path(given)
     if run is not None and (run.folder / DATA_FILE).is_file():
-        path = Path(read_json(run.folder / DATA_FILE)["path"])
+        record = read_json(run.folder / DATA_FILE)
+        if not isinstance(record, dict) or not isinstance(record.get("path"), str):
+            raise DataError(f"{run.folder / DATA_FILE} is damaged. Delete it and name the training set with --data.")
+        path = Path(record["path"])
         if not path.exists():
             raise DataError(f"Run '{run.name}' was trained on {path}, which is gone. Name its new place with --data.")
         return path
@@ -193,9 +198,39 @@ def training_data(workspace: Workspace, profile: Profile, run: Run | None, given
     return path if path.is_dir() else packed
 
 
-def record_data(run: Run, path: Path) -> None:
-    """Remember a run's training set."""
-    write_json(run.folder / DATA_FILE, {"path": str(path.resolve())})
+def record_data(run: Run, path: Path, identity: dict[str, Any] | None = None) -> None:
+    """Remember a run's training set: where it is, and its `TrainingSet.identity` once it has been opened."""
+    write_json(run.folder / DATA_FILE, {"path": str(path.resolve()), **(identity or {})})
+
+
+def require_same_data(run: Run, dataset: TrainingSet, given: str | None) -> None:
+    """Refuse to go on silently with a set that has changed since the run last used it.
+
+    Args:
+        given: what --data names: then other pictures are meant, but other classes would still mix up what was learned.
+
+    Raises:
+        DataError: says what differs and what to do.
+    """
+    file = run.folder / DATA_FILE
+    before = read_json(file) if file.is_file() else {}
+    now = dataset.identity()
+    if (
+        "fingerprint" not in before or before["fingerprint"] == now["fingerprint"]
+    ):  # earlier versions kept the path only
+        return
+    was = f"Run '{run.name}' was trained on other data than {dataset.source.root} holds now: "
+    if dataset.num_classes and before.get("classes") != now["classes"]:
+        old, new = set(before.get("classes") or []), set(now["classes"] or [])
+        gone, added = ", ".join(sorted(old - new)[:5]) or "none", ", ".join(sorted(new - old)[:5]) or "none"
+        raise DataError(
+            f"{was}its classes have changed (gone: {gone}; new: {added}). Bring them back, or start a new run."
+        )
+    if given is None:
+        raise DataError(
+            f"{was}{before.get('images')} images then, {now['images']} now, or other names and labels. Bring it back, "
+            f"or go on with the changed set by naming it: --data {dataset.source.root}"
+        )
 
 
 def set_precision(precision: str, *, deterministic: bool = False) -> None:

@@ -17,13 +17,13 @@ from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import CheckpointError, ConfigError, UsageError
-from threedgp.launch.here import LaunchOptions, record_data, training_data
+from threedgp.launch.here import LaunchOptions, record_data, require_same_data, training_data
 from threedgp.launch.memory import Memory, estimate_memory
 from threedgp.ops import native
 from threedgp.rendering.frustum import check_viewing_frustum
 from threedgp.runs.catalog import NewerCheckpointError, checkpoint_nimg, read_manifest
 from threedgp.runs.checkpoint import check_profile
-from threedgp.runs.run import CLOCK_FILE, DONE_FILE, Run
+from threedgp.runs.run import CLOCK_FILE, DONE_FILE, Run, check_run_name
 from threedgp.training.trainer import Clock
 
 
@@ -183,13 +183,26 @@ def cpu_processes(profile: Profile, cores: int | None = None) -> int:
     return 1
 
 
-def plan_run(workspace: Workspace, profile: Profile, options: LaunchOptions, name: str | None = None) -> Plan:
+def plan_run(
+    workspace: Workspace,
+    profile: Profile,
+    options: LaunchOptions,
+    name: str | None = None,
+    *,
+    run: Run | None = None,
+) -> Plan:
     """Check that data, profile, batch and run fit together, without starting or writing anything.
+
+    Args:
+        name: of a run in the workspace, new or to be continued; by default a new one's.
+        run: a run to be continued, wherever it lies.
 
     Raises:
         ThreeDGPError: of the kind that says what does not fit.
     """
-    existing = _existing(workspace, name)
+    existing = run or _existing(workspace, name)
+    if existing is None and name is not None:
+        check_run_name(name)
     checkpoints = existing.checkpoints() if existing else []
     _check_networks(checkpoints, profile)
     per_process, micro_batch, _ = batch_split(profile, options.world_size)
@@ -197,6 +210,8 @@ def plan_run(workspace: Workspace, profile: Profile, options: LaunchOptions, nam
         check_viewing_frustum(profile.camera, full_box=profile.model.generator.use_full_box)
     data = training_data(workspace, profile, existing, options.data)
     dataset = open_training_set(profile, data)
+    if existing is not None:
+        require_same_data(existing, dataset, options.data)
     notes = []
     if options.device == "cpu" and profile.gpus > 1:
         notes.append(f"This profile was chosen for {profile.gpus} GPUs; on a CPU it will take very long.")
@@ -205,8 +220,8 @@ def plan_run(workspace: Workspace, profile: Profile, options: LaunchOptions, nam
     if len(dataset) < profile.training.batch_size:
         notes.append(f"The training set ({len(dataset)} items) is smaller than one batch.")
     return Plan(
-        run=name,
-        folder=workspace.runs / (name or f"{profile.name}-NUMBER"),
+        run=existing.name if existing else name,
+        folder=existing.folder if existing else workspace.runs / (name or f"{profile.name}-NUMBER"),
         resumes_at=checkpoint_nimg(checkpoints[-1]) if checkpoints else None,
         profile=profile,
         data=data,

@@ -13,6 +13,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from threedgp.errors import ThreeDGPError, UsageError
+from threedgp.files import parse_json
+
+_held: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """Children such as loader workers inherit open files: theirs would hold the lock when this process has died."""
+    while _held:
+        _held.pop().close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -32,12 +44,14 @@ def hold(path: Path, what: str) -> Iterator[None]:
             owner = _read(file)
             name = f"process {owner['pid']} on host {owner['host']}" if "pid" in owner else "another process"
             raise UsageError(f"{what} is in use by {name}. Wait until it is done, or stop it first.")
+        _held.add(file)
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
         file.flush()
         try:
             yield
         finally:
+            _held.discard(file)
             file.truncate(0)
 
 
@@ -63,7 +77,7 @@ def _take(file: IO[str], kind: int) -> bool:
 def _read(file: IO[str]) -> dict[str, Any]:
     file.seek(0)
     try:
-        owner = json.load(file)
+        owner = parse_json(file.read())
     except ValueError:
         return {}
-    return owner if isinstance(owner, dict) and "host" in owner else {}
+    return owner if isinstance(owner, dict) and {"pid", "host"} <= owner.keys() else {}

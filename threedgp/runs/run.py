@@ -13,6 +13,7 @@ runs/<profile>-<number>/
     starts.jsonl      one line for each start: command, versions, machine; code/ holds the code of each
     slurm/            scripts and logs of cluster jobs
     lock              held by the process that trains
+    starting          held by the command that started it
     stop              made by anyone to ask for a checkpoint and the end of training
     DONE              made when the run has reached its end
 """
@@ -86,8 +87,8 @@ class Run:
             UsageError: the name is taken or cannot be a folder's name.
         """
         if name is not None:
-            _check_name(name)
-        work = workspace.runs / f".{name or profile.name}{TEMPORARY_MARK}{secrets.token_hex(4)}"
+            check_run_name(name)
+        work = workspace.runs / f".{name or 'run'}{TEMPORARY_MARK}{secrets.token_hex(4)}"
         try:
             (work / "checkpoints").mkdir(parents=True)
             (work / "samples").mkdir()
@@ -211,6 +212,10 @@ class Run:
     def lock(self) -> AbstractContextManager[None]:
         """Hold the run while training it; see `threedgp.runs.lock.hold`."""
         return hold(self.folder / "lock", f"Run '{self.name}'")
+
+    def starting(self) -> AbstractContextManager[None]:
+        """Hold what a start changes before it trains, such as config.yaml, so that two starts cannot mix."""
+        return hold(self.folder / "starting", f"Run '{self.name}'")
 
     def holder(self) -> dict[str, Any] | None:
         """Who trains this run right now: {"pid", "host", "since"} (empty if unknown), or None if nobody does."""
@@ -400,15 +405,17 @@ def _finite(value: Any) -> float | None:
     return float(value) if number and math.isfinite(value) else None
 
 
-def _check_name(name: str) -> None:
+def check_run_name(name: str) -> None:
+    """Raise `UsageError` for a name that cannot be a run's."""
     if not _RUN_NAME.fullmatch(name):
         raise UsageError(
-            f"A run cannot be called '{name}'. Use up to 100 letters, digits, '.', '_' and '-', starting with a letter "
+            f"A run cannot be called '{name[:100]}'. Use up to 100 letters, digits, '.', '_' and '-', starting with a letter "
             "or digit."
         )
 
 
 def _next_name(runs: Path, profile_name: str) -> str:
-    numbered = re.compile(re.escape(profile_name) + r"-(\d+)")
+    profile_name = re.sub(r"[^A-Za-z0-9._-]+", "-", profile_name)[:80].lstrip("._-") or "run"
+    numbered = re.compile(re.escape(profile_name) + r"-(\d{1,9})")
     numbers = [int(match[1]) for path in runs.iterdir() if (match := numbered.fullmatch(path.name))]
     return f"{profile_name}-{max(numbers, default=0) + 1:03d}"
