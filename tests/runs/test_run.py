@@ -19,6 +19,7 @@ from threedgp.config.workspace import Workspace
 from threedgp.errors import CheckpointError, ConfigError, UsageError
 from threedgp.runs.checkpoint import save_checkpoint
 from threedgp.runs.run import Run, find_checkpoint, run_of
+from threedgp.runs.summary import summarize_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -286,3 +287,35 @@ def test_metric_lines_of_other_programs_do_not_disturb(workspace, profile):
     run.metrics_file.write_text(json.dumps([1, 2]) + "\n" + json.dumps({"results": 3}) + "\n")
     score(run, 1000, "fid2k_full", 9.0)
     assert run.best("fid2k_full")[:2] == (path, 9.0)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "data: {}\n", "[" * 100_000, "a: &x [1]\nb: *x\n"])
+def test_a_run_without_a_whole_profile_is_broken_and_hides_no_other(workspace, profile, text):
+    run, other = Run.create(workspace, profile), Run.create(workspace, profile)
+    run.config.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        _ = Run(run.folder).profile
+    states = {summary.name: summary.state for summary in summarize_all(workspace)}
+    assert states == {run.name: "broken", other.name: "empty"}
+
+
+def test_one_start_at_a_time_changes_a_run(workspace, profile):
+    run = Run.create(workspace, profile)
+    with run.starting(), pytest.raises(UsageError, match="in use by process"), run.starting():
+        pass
+
+
+def test_children_do_not_keep_a_lock(workspace, profile):
+    run = Run.create(workspace, profile)
+    with run.lock():
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        assert run.holder() is None
+        with run.lock():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

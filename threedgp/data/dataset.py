@@ -132,8 +132,8 @@ class TrainingSet(torch.utils.data.Dataset):
         return torch.tensor([yaw, pitch, roll], dtype=torch.float32)
 
     def identity(self) -> dict[str, Any]:
-        """What a run remembers of its set: the number of pictures, the classes, and a digest of names and labels."""
-        digest = hashlib.sha256()
+        """What a run remembers of its set: the number of pictures, the classes, and a digest of all names."""
+        digest = hashlib.sha256(repr(self.classes).encode())
         for name in self.source.names:
             digest.update(f"{name} {self._labels.get(stem_of(name))}\n".encode())
         return {"images": len(self.source.names), "classes": self.classes, "fingerprint": digest.hexdigest()}

@@ -409,8 +409,8 @@ def check_run_name(name: str) -> None:
     """Raise `UsageError` for a name that cannot be a run's."""
     if not _RUN_NAME.fullmatch(name):
         raise UsageError(
-            f"A run cannot be called '{name[:100]}'. Use up to 100 letters, digits, '.', '_' and '-', starting with a letter "
-            "or digit."
+            f"A run cannot be called '{name[:100]}'. Use up to 100 letters, digits, '.', '_' and '-', starting with a "
+            "letter or digit."
         )
 
 
