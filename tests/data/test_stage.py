@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -164,3 +166,24 @@ def test_folders_and_names_that_stages_cannot_write_are_named(tmp_path):
     chosen = run_select(tmp_path / "in", tmp_path / "sel", extractor="efficientnet-lite0", square=32, keep=1, jobs=1)
     assert chosen.images == 1
     assert len(chosen.skipped) == 3
+
+
+def test_two_runs_into_one_folder_are_kept_apart(folders):
+    source, output = folders
+    code = (
+        "import sys, time\n"
+        "from threedgp.data.stage import Stage\n"
+        "stage = Stage.begin('resize', sys.argv[1], sys.argv[2], {'size': 8})\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code, str(source), str(output)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "begun\n"
+        with pytest.raises(UsageError, match="Another process is writing"):
+            run(source, output, ["a.png"])
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    run(source, output, ["a.png"])  # a dead process holds nothing

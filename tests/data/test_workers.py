@@ -4,9 +4,13 @@ import errno
 import operator
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+from threedgp.data import workers
 from threedgp.data.workers import parallel
 from threedgp.errors import DataError, UsageError
 
@@ -73,3 +77,39 @@ def test_interrupt_stops_between_items():
     with pytest.raises(KeyboardInterrupt):
         results.extend(parallel(operator.neg, items(), jobs=2))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_without_shared_memory_threads_do_the_work(monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workers.multiprocessing, "Lock", full)
+    assert list(parallel(lambda number: (number, os.getpid()), range(20), jobs=2)) == [
+        (number, os.getpid()) for number in range(20)
+    ]
+
+
+def test_workers_end_with_a_killed_parent():
+    code = (
+        "import os, signal, time\n"
+        "from threedgp.data.workers import parallel\n"
+        "for pid in parallel(lambda _: (time.sleep(0.2), os.getpid())[1], range(1000), jobs=2):\n"
+        "    print(pid, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pids = {int(process.stdout.readline()) for _ in range(8)}
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(_alive(pid) for pid in pids):
+        time.sleep(0.1)
+    assert not [pid for pid in pids if _alive(pid)]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice, takewhile
 from typing import Any, Literal, TypeVar
 
+from threedgp.data.ahead import map_ahead
 from threedgp.data.stage import plain_os_errors
 from threedgp.errors import DataError, UsageError
 
 Backend = Literal["loky", "dask", "ray"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+POLL_SECONDS = 0.5
 CLUSTER_CHUNK = 4096  # items sent to a cluster at a time: its backends return lists
 
 
@@ -57,9 +62,20 @@ def _local(function: Callable[[Item], Result], items: Iterable[Item], jobs: int 
     from joblib import Parallel, cpu_count, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    jobs = jobs or cpu_count()
+    if not _shared_memory_serves(jobs):
+        # Worker processes need a few pages of /dev/shm; threads need none, and pictures are decoded beside the lock.
+        yield from map_ahead(function, items, jobs, 3 * jobs)
+        return
     stop = threading.Event()
     calls = (delayed(_guarded)(function, item) for item in takewhile(lambda _: not stop.is_set(), items))
-    pool = Parallel(n_jobs=jobs or cpu_count(), return_as="generator_unordered", pre_dispatch="3*n_jobs")
+    pool = Parallel(
+        n_jobs=jobs,
+        return_as="generator_unordered",
+        pre_dispatch="3*n_jobs",
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+    )
     try:
         with _interrupt_sets(stop) as interrupted:
             resource_tracker.ensure_running()  # starting later, it would unblock the signal again
@@ -81,6 +97,25 @@ def _local(function: Callable[[Item], Result], items: Iterable[Item], jobs: int 
             "A worker process was killed, most likely because memory ran out. "
             "Run the same command again with fewer jobs (-j 1); finished work is kept."
         ) from None
+
+
+def _shared_memory_serves(jobs: int) -> bool:
+    """Whether there is room for the semaphores of a pool: containers may have hardly any shared memory."""
+    try:
+        return bool([multiprocessing.Lock() for _ in range(16 + 4 * jobs)])
+    except OSError:
+        return False
+
+
+def _end_with(parent: int) -> None:
+    """In a worker: end within a second of the parent, even if that was killed with kill -9."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _guarded(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, OSError | None]:
