@@ -12,9 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from threedgp.config.schema import DivergenceConfig
 from threedgp.errors import DataError
 from threedgp.files import append_json_line, read_json_lines
+from threedgp.processes import World
+from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.runs.catalog import checkpoint_nimg, find_latest, remove_checkpoint
+from threedgp.runs.run import Run
 from threedgp.training.divergence import Candidate, Spans, Trigger
 
 GENTLE, STEEP = 0.3, 0.1  # what both learning rates are multiplied by at the second attempt, and at each later one
@@ -67,6 +73,17 @@ class Recovery:
     def __init__(self, path: Path, config: DivergenceConfig, kimg: float, rollbacks: Sequence[Rollback] = ()):
         self.path, self.config, self.spans = path, config, Spans.of(config, kimg)
         self.rollbacks = list(rollbacks)
+
+    @classmethod
+    def open(cls, run: Run, world: World) -> Recovery:
+        """As rank 0 finds it in the run folder, on every process.
+
+        Raises:
+            DataError: recovery.jsonl is damaged.
+        """
+        path, training = run.folder / "recovery.jsonl", run.profile.training
+        found = world.share([asdict(rollback) for rollback in read_rollbacks(path)] if world.is_main else [])
+        return cls(path, training.divergence, training.kimg, [Rollback(**values) for values in found])
 
     @property
     def last(self) -> Rollback | None:
@@ -125,6 +142,23 @@ class Recovery:
         return min(unproven, default=0) if attempt == 1 else 0
 
 
+def source_of(rollback: Rollback, run: Run, progress: Progress = NULL_PROGRESS) -> str | None:
+    """Path of the checkpoint to load: the one chosen, or the newest intact one before it; None to start afresh."""
+    if rollback.source == 0:
+        return None
+    path = find_latest(run.checkpoints_folder, progress, at_most=rollback.source)
+    return None if path is None else str(path)
+
+
+def forget_diverged(rollback: Rollback, run: Run, nimg: int) -> None:
+    """Delete the checkpoints of more than `nimg` images, but for the best one if it is older than the trouble."""
+    best = run.best()
+    for path in run.checkpoints():
+        proved = best is not None and path == best.path and checkpoint_nimg(path) < rollback.first_nimg
+        if checkpoint_nimg(path) > nimg and not proved:
+            remove_checkpoint(path)
+
+
 def _lowering(attempt: int, proved: bool) -> float:
     if attempt == 1:
         return 1.0
@@ -139,12 +173,12 @@ def read_rollbacks(path: Path) -> list[Rollback]:
     Raises:
         DataError: the file holds something else.
     """
-    rollbacks = []
+    rollbacks, form = [], TypeAdapter(Rollback)
     try:
         for line in read_json_lines(path):
             slow = line.pop("slow", False)
-            line.pop("region", None)
-            rollbacks.append(Rollback(**{"learning_rate": 0.5 if slow else 1.0, "gamma": 2.0 if slow else 1.0, **line}))
-    except (TypeError, AttributeError):
+            before = {"learning_rate": 0.5 if slow else 1.0, "gamma": 2.0 if slow else 1.0}
+            rollbacks.append(form.validate_python(before | line))
+    except (TypeError, AttributeError, ValidationError):
         raise DataError(f"{path} is damaged. Delete it to forget earlier rollbacks of this run.") from None
     return rollbacks

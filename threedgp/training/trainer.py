@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from threedgp.errors import DataError, DivergenceError
 from threedgp.files import read_json, write_json
 from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
-from threedgp.runs.catalog import checkpoint_name, checkpoint_nimg, find_latest, prune_checkpoints, remove_checkpoint
+from threedgp.runs.catalog import checkpoint_name, prune_checkpoints
 from threedgp.runs.run import CLOCK_FILE, Run
 from threedgp.training.divergence import TickReading, all_finite
 from threedgp.training.draws import Draws
@@ -41,7 +42,7 @@ from threedgp.training.phases import (
     set_trainable,
     update_running_means,
 )
-from threedgp.training.recovery import Recovery, Rollback, read_rollbacks
+from threedgp.training.recovery import Recovery, Rollback, forget_diverged, source_of
 from threedgp.training.schedules import ScheduleValues, schedule_values
 from threedgp.training.state import TrainingState
 
@@ -82,10 +83,10 @@ class Trainer:
         self.run, self.world, self.dataset = run, world, dataset
         self.log, self.should_stop, self.progress = log, should_stop, progress
         self.profile: Profile = run.profile
-        self.per_process, self.micro_batch, self.micro_batches = batch_split(self.profile, world.size)
+        _, self.micro_batch, self.micro_batches = batch_split(self.profile, world.size)
         self.phases = phases(self.profile)
         self.state = TrainingState.build(self.profile, world)
-        self.recovery = self._read_recovery()
+        self.recovery = Recovery.open(run, world)
         self.observer = Observer(run, world, dataset, log=log, progress=progress)
         self.clock = Clock(run.folder / CLOCK_FILE)
         self.checkpoint: Path | None = None
@@ -372,11 +373,8 @@ class Trainer:
 
     def _roll_back(self, rollback: Rollback) -> None:
         """Load the checkpoint chosen, or the newest intact one before it; forget newer ones; change the stream."""
-        candidates, source = self.state.monitor.memory.candidates, None
-        if self.world.is_main and rollback.source:
-            path = find_latest(self.run.checkpoints_folder, self.progress, at_most=rollback.source)
-            source = None if path is None else str(path)
-        source = self.world.share(source)
+        candidates = self.state.monitor.memory.candidates
+        source = self.world.share(source_of(rollback, self.run, self.progress) if self.world.is_main else None)
         self.state = TrainingState.build(self.profile, self.world)
         if source is not None:
             self.state.load(Path(source), self.profile, self.world)
@@ -384,22 +382,10 @@ class Trainer:
         self.state.counters.stream = rollback.stream
         self.state.monitor.rewind(nimg, candidates)
         if self.world.is_main:
-            best = self.run.best()
-            for path in self.run.checkpoints():
-                proved = best is not None and path == best.path and checkpoint_nimg(path) < rollback.first_nimg
-                if checkpoint_nimg(path) > nimg and not proved:
-                    remove_checkpoint(path)
-        self.recovery = self._read_recovery()
+            forget_diverged(rollback, self.run, nimg)
+        self.recovery = Recovery.open(self.run, self.world)
         self.world.barrier()
         self._begin_stretch()
-
-    def _read_recovery(self) -> Recovery:
-        """What rank 0 finds in the run folder, on every process."""
-        path, training = self.run.folder / "recovery.jsonl", self.profile.training
-        found = self.world.share(
-            [asdict(rollback) for rollback in read_rollbacks(path)] if self.world.is_main else None
-        )
-        return Recovery(path, training.divergence, training.kimg, [Rollback(**values) for values in found])
 
 
 class Clock:
@@ -412,7 +398,7 @@ class Clock:
         self.path = path
         self._before = 0.0
         self._began: float | None = None
-        if path.is_file():
+        with suppress(DataError, TypeError, LookupError, ValueError):  # missing or damaged: count from here
             self._before = float(read_json(path)["seconds"])
 
     def start(self) -> None:
@@ -424,8 +410,9 @@ class Clock:
         return self._before + (0.0 if self._began is None else time.perf_counter() - self._began)
 
     def save(self) -> None:
-        """Write the time into the run folder."""
-        write_json(self.path, {"seconds": self.seconds})
+        """Write the time into the run folder, if the disk lets us."""
+        with suppress(OSError):
+            write_json(self.path, {"seconds": self.seconds})
 
 
 def peak_memory_gb() -> float:
