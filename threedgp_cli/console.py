@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 
 DATA_PANEL = "Data: photos to a training set"
@@ -40,8 +44,28 @@ JobsOption = Annotated[
     int | None, typer.Option("-j", "--jobs", help="Worker processes.", min=1, show_default="one a core")
 ]
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters written out, `\\x1b` for an escape.
+
+    Names of files, classes and records come from others. As they are, they could clear the screen, rename the window,
+    turn the reading direction, or stand for bytes that no output can encode.
+    """
+    return _INVISIBLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class VisibleConsole(Console):
+    """A console whose every text passes through `visible`, wherever it comes from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+stderr = VisibleConsole(stderr=True, highlight=False)
+stdout = VisibleConsole(highlight=False)
 
 
 def say(text: str, *, json_output: bool = False) -> None:
@@ -51,17 +75,18 @@ def say(text: str, *, json_output: bool = False) -> None:
 
 def print_json(value: Any) -> None:
     """Print the one machine-readable object of `--json`."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, ensure_ascii=False, default=str)  # escapes ASCII's control characters, but no others
+    sys.stdout.write(_INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
 
 def show_error(message: str) -> None:
     """Print an error for people."""
-    stderr.print(f"[bold red]Error:[/] {_escape(message)}", soft_wrap=True)
+    stderr.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
 
 
 def show_note(message: str) -> None:
     """Print a sentence worth reading on standard error."""
-    stderr.print(f"[yellow]Note:[/] {_escape(message)}", soft_wrap=True)
+    stderr.print(f"[yellow]Note:[/] {escape(message)}", soft_wrap=True)
 
 
 def table(
@@ -72,7 +97,7 @@ def table(
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*[_escape(str(cell)) for cell in row])
+        made.add_row(*[escape(str(cell)) for cell in row])
     return made
 
 
@@ -137,10 +162,10 @@ class ConsoleProgress:
     def status(self, text: str) -> None:
         self.text = text
         if self.bar is not None:
-            self.bar.update(self.task, status=_escape(text))
+            self.bar.update(self.task, status=escape(text))
 
     def note(self, text: str) -> None:
-        self.console.print(f"[yellow]Note:[/] {_escape(text)}", soft_wrap=True)
+        self.console.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
 
     def finish(self) -> None:
         if self.bar is not None:
@@ -155,6 +180,13 @@ class ConsoleProgress:
         self.console.print(text, markup=False, soft_wrap=True)
 
 
+class _Notes(logging.Handler):
+    """Shows warnings of `threedgp` as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show_note(record.getMessage())
+
+
 def run_app(app: typer.Typer) -> None:
     """Run the command line; expected errors become a sentence and an exit code, never a traceback.
 
@@ -166,6 +198,7 @@ def run_app(app: typer.Typer) -> None:
     if debug:
         os.environ["THREEDGP_DEBUG"] = "1"  # for the processes it starts
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    logging.getLogger("threedgp").addHandler(_Notes(logging.WARNING))
     try:
         code = app(args=arguments, prog_name="3dgp", standalone_mode=False)
         if code == 130:  # how Typer reports Ctrl-C
@@ -189,6 +222,7 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(1)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever Click Typer carries
+            error.message = visible(getattr(error, "message", None) or "")
             error.show()
             sys.exit(error.exit_code)
         if debug:
@@ -208,12 +242,6 @@ def _describe_os_error(error: OSError) -> str:
         errno.EROFS: "The file system is read-only. Choose another folder.",
     }.get(error.errno or 0)
     return f"{advice}{where}" if advice else f"{error.strerror or error}{where}."
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _duration(seconds: float) -> str:
