@@ -9,7 +9,6 @@ import marshal
 import operator
 import os
 import pickle
-import random
 import struct
 import subprocess
 import tracemalloc
@@ -18,13 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.legacy.writer import DictConfig, EasyDict, stand_ins, write_snapshot
-from threedgp.config.profile import load_profile
+from tests.legacy.writer import DictConfig, EasyDict, stand_ins
 from threedgp.errors import CheckpointError, UnsafeFileError
 from threedgp.legacy.pickle_reader import MAX_STEPS, Record, TensorNote, read_pickle
 from threedgp.legacy.snapshot_files import read_snapshot
-from threedgp.legacy.snapshot_tensors import TensorReader
-from threedgp.models.build import build_generator
+from threedgp.legacy.snapshot_tensors import Budget
+from threedgp.legacy.snapshot_tensors import decode as decode_note
 
 
 class Calls:
@@ -137,7 +135,8 @@ def test_allowed_names_are_notes_that_cannot_be_called(module, member):
     ("content", "message"),
     [
         (b"\x80\x04" + text("upper") + b")R.", "calls a value of type str"),
-        (b"\x80\x04" + name("collections", "OrderedDict") + b")R}b.", "sets the state of a value of type dict"),
+        (b"\x80\x04" + name("collections", "OrderedDict") + b")R)\x81.", "makes an object of a value of type dict"),
+        (b"\x80\x04]}b.", "sets the state of a value of type list"),
         (b"\x80\x04" + name("builtins", "dict") + b"}b.", "sets the state of builtins.dict"),
         (b"\x80\x04" + name("builtins", "dict") + b")\x81.", "makes an object of builtins.dict"),
         (b"\x80\x04" + name("torch_utils.persistence", "_reconstruct_persistent_obj") + b")\x81.", "makes an object"),
@@ -147,9 +146,9 @@ def test_allowed_names_are_notes_that_cannot_be_called(module, member):
         (b"\x80\x04\x82\x01.", "extension codes"),
         (b"\x80\x04\x83\x01\x00.", "extension codes"),
         (b"\x80\x04\x84\x01\x00\x00\x00.", "extension codes"),
-        (b"\x80\x04(ios\nsystem\n.", "0x69"),
-        (b"\x80\x04(lo.", "0x6c"),
-        (b"\x80\x04]2.", "0x32"),
+        (b"\x80\x04(ios\nsystem\n.", "INST"),
+        (b"\x80\x04(lo.", "LIST"),
+        (b"\x80\x04]2.", "DUP"),
         (b"\x80\x04" + text("a") + b"K\x01\x93.", "by something else than text"),
     ],
 )
@@ -271,7 +270,7 @@ def tensor_pickle(block: bytes, offset: int, shape, strides) -> bytes:
 def decode(content: bytes) -> torch.Tensor:
     note = read(content)
     assert isinstance(note, TensorNote)
-    return TensorReader(len(content), "evil.pkl").tensor(note)
+    return decode_note(note, Budget(len(content), "evil.pkl"))
 
 
 @pytest.mark.parametrize(
@@ -315,7 +314,7 @@ BLOCK = storage_bytes(torch.arange(10.0))
     ],
 )
 def test_tensors_that_reach_outside_of_their_storage_are_refused(offset, shape, strides):
-    with pytest.raises(UnsafeFileError, match=r"outside of its storage|larger than the whole file"):
+    with pytest.raises(UnsafeFileError, match=r"outside of its storage|more than the whole file"):
         decode(tensor_pickle(BLOCK, offset, shape, strides))
 
 
@@ -350,7 +349,7 @@ def test_a_storage_block_may_hold_nothing_but_a_storage(tmp_path):
             decode(tensor_pickle(block, 0, (1,), (1,)))
     file = io.BytesIO()
     torch.save({"a": torch.ones(3)}, file)
-    with pytest.raises(UnsafeFileError):
+    with pytest.raises(CheckpointError, match="damaged"):
         decode(tensor_pickle(file.getvalue(), 0, (1,), (1,)))
     file = io.BytesIO()
     torch.save(torch.ones(3), file, _use_new_zipfile_serialization=False)
@@ -368,11 +367,11 @@ def test_a_view_into_another_storage_is_refused():
 
 def test_many_large_views_of_one_small_file_are_refused():
     content = tensor_pickle(storage_bytes(torch.zeros(100_000)), 0, (100_000,), (1,))
-    reader, note = TensorReader(len(content), "evil.pkl"), read(content)
-    for _ in range(2):
-        reader.tensor(note)
-    with pytest.raises(UnsafeFileError, match="larger than the whole file"):
-        [reader.tensor(note) for _ in range(9)]
+    budget, note = Budget(len(content), "evil.pkl"), read(content)
+    for _ in range(3):
+        decode_note(note, budget)
+    with pytest.raises(UnsafeFileError, match="more than the whole file"):
+        [decode_note(note, budget) for _ in range(9)]
 
 
 # ------------------------------------------------------------------------------------------------ snapshots as a whole
@@ -394,14 +393,14 @@ def test_modules_that_contain_themselves_or_multiply_are_refused(tmp_path):
         read_snapshot(file)
 
 
-def test_settings_that_contain_themselves_are_cut_off(tmp_path):
+def test_settings_that_contain_themselves_a_thousand_times_are_refused(tmp_path):
     with stand_ins():
         config = DictConfig()
         config._content = {"camera": config, "list": [config] * 1000, "easy": EasyDict(a=1)}
         content = pickle.dumps({"stats": config, "training_set_kwargs": {"cfg": config}}, 4)
     file = tmp_path / "odd.pkl"
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="holds no generator"):
+    with pytest.raises(UnsafeFileError, match="contain each other"):
         read_snapshot(file)
 
 
@@ -409,30 +408,3 @@ def test_numpy_numbers_become_numbers_and_arrays_stay_notes():
     value = read(pickle.dumps({"a": np.float32(1.5), "b": np.int64(-3), "c": np.bool_(True), "d": np.arange(3)}, 4))
     assert (value["a"], value["b"], value["c"]) == (1.5, -3, True)
     assert isinstance(value["d"], Record)
-
-
-def test_random_damage_never_does_more_than_raise_an_error(tmp_path):
-    """Three hundred snapshots with a few random bytes changed: an error of ours, or weights; nothing else."""
-    profile = load_profile("tiny-cpu", ["data.num_classes=0"])
-    generator = torch.nn.Sequential(build_generator(profile).mapping)
-    original = tmp_path / "snapshot.pkl"
-    write_snapshot(original, {"G_ema": generator}, {"G_ema": ({"z_dim": 64}, {"a": [1, 2.5, "x"]})}, style="omega")
-    content = original.read_bytes()
-    randomness = random.Random(0)
-    file = tmp_path / "damaged.pkl"
-    outcomes = {"refused": 0, "read": 0}
-    for _ in range(300):
-        damaged = bytearray(content)
-        for _ in range(randomness.randint(1, 8)):
-            place = randomness.randrange(len(damaged))
-            # half of the changes go to the front, where the structure is denser than in the numbers
-            place = place if randomness.random() < 0.5 else place % 4000
-            damaged[place] = randomness.randrange(256)
-        file.write_bytes(damaged)
-        try:
-            read_snapshot(file)
-            outcomes["read"] += 1
-        except CheckpointError as error:
-            outcomes["refused"] += len(str(error)) < 2000
-    assert sum(outcomes.values()) == 300
-    assert min(outcomes.values()) > 10

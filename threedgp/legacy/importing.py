@@ -91,9 +91,12 @@ def _fit_all(
     """The profile, and the tensors under our names, each network checked against it. A lone G also serves as G_ema."""
     profile = snapshot_profile(snapshot, base, overrides)
     result = {}
-    with torch.device("meta"):  # names and shapes only
-        generator = build_generator(profile)
-        discriminator = build_discriminator(profile) if "D" in snapshot.tensors else None
+    try:
+        with torch.device("meta"):  # names and shapes only
+            generator = build_generator(profile)
+            discriminator = build_discriminator(profile) if "D" in snapshot.tensors else None
+    except (ValueError, ArithmeticError, RuntimeError, KeyError):
+        raise CheckpointError(f"{source} does not fit any network: its parameters have impossible sizes.") from None
     for network, weights in snapshot.tensors.items():
         module = discriminator if network == "D" else generator
         own = module.state_dict()

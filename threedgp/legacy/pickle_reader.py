@@ -1,17 +1,21 @@
 """Reads the pickles of older GAN code bases without executing anything from them.
 
-A pickle is a program for a small stack machine. This module is such a machine whose only instructions are those that
-build plain data; a request for a class or function becomes an inert note of its name, if the name is on the list below,
-and ends the reading otherwise. Tensors stay undecoded references into the file until `tensor` is called, so that a
-snapshot's optimiser state costs nothing.
+A pickle is a program for a small stack machine. Python's own `pickletools` decodes its instructions; this module
+carries out only those that build plain data. A request for a class or function becomes an inert note of its name, if
+the name is on the list below, and ends the reading otherwise. Tensors stay undecoded references into the file, so that
+a snapshot's optimiser state costs nothing.
 
-Nothing here imports a module or calls a function that a file names. Each step is bounded by the size of the file.
+`pickle.Unpickler` with harmless classes would be shorter, but does not hold: its C version reserves 64 GB for one memo
+index of four bytes, and both versions hash whatever is used as a key, where 100,000 nested tuples end the process.
+
+Nothing here imports a module or calls a function that a file names, and no message shows a value of the file but the
+names of classes: formatting a list that holds itself twice, forty times over, would take all memory.
 """
 
 from __future__ import annotations
 
+import pickletools
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,26 +52,27 @@ class Record:
     items: dict | None = None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class StorageBytes:
-    """A block of numbers as `torch.save` wrote it, still undecoded."""
-
-    data: memoryview
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class StorageNote:
-    """What the header of such a block says."""
+@dataclass(eq=False, slots=True)
+class Storage:
+    """A block of numbers: of which type, how many, and, once found, their undecoded bytes."""
 
     type_name: str
     count: int
+    data: memoryview | bytes | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SavedStorage:
+    """A block of numbers as `torch.save` wrote it, header and all, still undecoded."""
+
+    data: memoryview
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TensorNote:
     """A view into a block: element offset, shape and strides, not yet checked against the block."""
 
-    storage: StorageBytes
+    storage: Storage | SavedStorage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -89,9 +94,12 @@ _VALUES = re.compile(
     r"|numpy\.ndarray"
     r"|torch\.(float|double|half|int|long|short|bool|bfloat16|u?int(8|16|32|64)|float(16|32|64))"
 )
-_STORAGES = re.compile(
-    r"torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool|ComplexFloat|ComplexDouble)Storage"
-)
+_STORAGES = re.compile(r"torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage")
+
+
+def is_persistent(kind: Global) -> bool:
+    """Whether it stands for an object that was stored together with its source text."""
+    return _PERSISTENT.fullmatch(str(kind)) is not None
 
 
 # ---------------------------------------------------------------------------------------------------- the stack machine
@@ -112,109 +120,207 @@ def read_pickle(data: memoryview | bytes, source: str) -> Any:
     return Machine(memoryview(data), source).run()
 
 
-_MALFORMED = (IndexError, KeyError, ValueError, TypeError, struct.error, OverflowError, AttributeError)
+class _Window:
+    """The file as `pickletools` wants to read it; long parts are views that copy nothing."""
+
+    def __init__(self, data: memoryview, position: int):
+        self.data, self.position = data, position
+
+    def read(self, count: int) -> bytes | memoryview:
+        part = self.data[self.position : self.position + count]
+        self.position += len(part)
+        return part if count > 8 else bytes(part)
+
+    def readline(self) -> bytes:
+        """A line of a thousand characters at most: longer ones would be numbers that take hours to convert."""
+        window = bytes(self.data[self.position : self.position + 1000])
+        line = window[: window.index(b"\n") + 1]
+        self.position += len(line)
+        return line
+
+    def tell(self) -> int:
+        return self.position
 
 
 class Machine:
-    """Runs one pickle from `position` on; afterwards `position` is the first byte behind it."""
+    """Runs one pickle from `position` on; afterwards `position` is the first byte behind it.
 
-    def __init__(self, data: memoryview, source: str, *, position: int = 0, storages: bool = False):
+    Args:
+        data: the bytes.
+        source: name of the file, for messages.
+        position: where the pickle begins.
+        storages: where `torch.save` writes tensors, a pickle refers to blocks of numbers by name; they are noted here.
+        allow: names that it may ask for, instead of a snapshot's.
+    """
+
+    def __init__(
+        self,
+        data: memoryview,
+        source: str,
+        *,
+        position: int = 0,
+        storages: dict[str, Storage] | None = None,
+        allow: re.Pattern[str] | None = None,
+    ):
         self.data, self.source, self.position = data, source, position
-        self.storages = storages  # the header of a storage block, which may point to that block and nothing else
+        self.storages, self.allow = storages, allow
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
         try:
-            for _ in range(MAX_STEPS):
-                opcode = self.data[self.position]
-                self.position += 1
-                if opcode == 0x2E:  # STOP
+            for count, (opcode, argument, at) in enumerate(pickletools.genops(_Window(self.data, self.position))):
+                self.position = at + 1
+                if count > MAX_STEPS:
+                    raise self.unsafe(f"it takes more than {MAX_STEPS} steps to read")
+                if opcode.name == "STOP":
                     return self.stack.pop()
-                step = _STEPS.get(opcode)
-                if step is None:
-                    raise self.unsafe(_describe_opcode(opcode))
-                step(self)
-        except _MALFORMED as error:
+                self.step(opcode.name, argument)
+        except (IndexError, KeyError, ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.source} is damaged or no snapshot: it cannot be read beyond byte {self.position} "
-                f"({type(error).__name__}: {error}). Get the file again."
+                f"({type(error).__name__}). Get the file again."
             ) from None
-        raise self.unsafe(f"it takes more than {MAX_STEPS} steps to read")
+        raise AssertionError("the decoder ends with STOP or raises")
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one instruction of those of protocols 2 to 5 that describe data; refuse all others."""
+        stack = self.stack
+        match name:
+            case "PROTO":
+                if argument > 5:
+                    raise ValueError("a protocol of the future")
+            case "FRAME":  # a hint for buffering
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
+                stack.append(argument)
+            case "LONG1" | "LONG4":
+                if argument.bit_length() > 512:
+                    raise self.unsafe(f"it holds a whole number of {argument.bit_length()} bits")
+                stack.append(argument)
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
+                if len(argument) > MAX_TEXT:
+                    raise self.unsafe(f"it holds a text of {len(argument)} characters")
+                stack.append(argument)
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(name == "NEWTRUE")
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_SET":
+                stack.append(set())
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "MARK":
+                if len(self.marks) >= MAX_NESTING:
+                    raise self.unsafe(f"it nests deeper than {MAX_NESTING} levels")
+                self.marks.append(stack)
+                self.stack = []
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self.since_mark()
+            case "TUPLE":
+                self.push(tuple(self.since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.push(tuple(self.last(int(name[-1]))))
+            case "FROZENSET":
+                self.push(frozenset(self.key(item) for item in self.since_mark()))
+            case "APPEND":
+                self.add(self.last(1))
+            case "APPENDS":
+                self.add(self.since_mark())
+            case "ADDITEMS":
+                self.add_members(self.since_mark())
+            case "SETITEM":
+                self.put_items(self.last(2))
+            case "SETITEMS":
+                self.put_items(self.since_mark())
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "GLOBAL":
+                self.push(self.named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                self.push(self.named(*self.last(2)))
+            case "REDUCE":
+                self.push(self.call(*self.last(2)))
+            case "NEWOBJ":
+                self.push(self.make(*self.last(2)))
+            case "BUILD":
+                self.build(stack.pop())
+            case "BINPERSID":
+                self.push(self.persistent(stack.pop()))
+            case "EXT1" | "EXT2" | "EXT4":
+                raise self.unsafe("it uses extension codes, which hide the names of classes")
+            case "PERSID":
+                raise self.unsafe("it refers to objects outside of itself (persistent id)")
+            case _:
+                raise self.unsafe(f"it uses the pickle instruction {name}, which no snapshot needs")
 
     def unsafe(self, what: str) -> UnsafeFileError:
         return UnsafeFileError(f"{self.source} is refused: {what}. Nothing was executed.")
 
-    def take(self, count: int) -> memoryview:
-        end = self.position + count
-        if end > len(self.data):
-            raise ValueError(f"{count} bytes announced, {len(self.data) - self.position} there")
-        part = self.data[self.position : end]
-        self.position = end
-        return part
+    def push(self, value: Any) -> None:
+        """To the stack as it is after `value` was made, which may have ended a mark."""
+        self.stack.append(value)
 
-    def number(self, count: int) -> int:
-        return int.from_bytes(self.take(count), "little")
-
-    def text(self, count: int) -> str:
-        if count > MAX_TEXT:
-            raise self.unsafe(f"it holds a text of {count} bytes")
-        return str(self.take(count), "utf-8", "surrogatepass")
-
-    def line(self) -> str:
-        window = bytes(self.data[self.position : self.position + 1000])
-        end = window.index(b"\n")
-        self.position += end + 1
-        return window[:end].decode()
+    def last(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError("stack is empty")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
 
     def since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
         return items
-
-    def mark(self) -> None:
-        if len(self.marks) >= MAX_NESTING:
-            raise self.unsafe(f"it nests deeper than {MAX_NESTING} levels")
-        self.marks.append(self.stack)
-        self.stack = []
 
     def named(self, module: Any, name: Any) -> Global:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self.unsafe("it names a class by something else than text")
         full = f"{module[:MAX_NAME]}.{name[:MAX_NAME]}"
         if len(full) > MAX_NAME or not name.isidentifier() or not self.allowed(full):
-            raise self.unsafe(f"it asks for '{full[:200]}', which no snapshot needs")
+            raise self.unsafe(f"it asks for {full[:200]!r}, which no snapshot needs")
         return Global(module, name)
 
     def allowed(self, full: str) -> bool:
-        if self.storages:
-            return _STORAGES.fullmatch(full) is not None
-        return full in _CALLS or any(pattern.fullmatch(full) for pattern in (_PERSISTENT, _OBJECTS, _VALUES))
+        if self.allow is not None:
+            return self.allow.fullmatch(full) is not None
+        patterns = (_PERSISTENT, _OBJECTS, _VALUES) if self.storages is None else (_OBJECTS, _VALUES, _STORAGES)
+        return full in _CALLS or any(pattern.fullmatch(full) for pattern in patterns)
 
     def call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Global):
             raise self.unsafe(f"it calls {_describe(function)}")
         if not isinstance(arguments, tuple) or len(arguments) > MAX_ARGUMENTS:
             raise self.unsafe(f"it calls {function} with unusual arguments")
-        if _PERSISTENT.fullmatch(str(function)) and len(arguments) == 1:
+        if is_persistent(function) and len(arguments) == 1:
             return Record(function, arguments)
         if str(function) not in _CALLS:
             raise self.unsafe(f"it calls {function}")
         return _CALLS[str(function)](*arguments)
 
     def make(self, kind: Any, arguments: Any) -> Record:
-        if not isinstance(kind, Global) or not _OBJECTS.fullmatch(str(kind)) or _PERSISTENT.fullmatch(str(kind)):
+        if not isinstance(kind, Global) or not _OBJECTS.fullmatch(str(kind)) or is_persistent(kind):
             raise self.unsafe(f"it makes an object of {_describe(kind)}")
         if not isinstance(arguments, tuple):
             raise ValueError("arguments are no tuple")
         return Record(kind, arguments)
 
-    def build(self) -> None:
-        state = self.stack.pop()
-        record = self.stack[-1]
-        if not isinstance(record, Record):
-            raise self.unsafe(f"it sets the state of {_describe(record)}")
-        record.state = state
+    def build(self, state: Any) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Record):
+            target.state = state
+        elif not isinstance(target, dict):  # an OrderedDict of weights carries version numbers of layers: left out
+            raise self.unsafe(f"it sets the state of {_describe(target)}")
 
     def put_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -225,7 +331,7 @@ class Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[self.key(key)] = value
 
-    def add_elements(self, items: list[Any]) -> None:
+    def add(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
             raise ValueError("elements for something that is no list")
         self.stack[-1].extend(items)
@@ -248,108 +354,16 @@ class Machine:
                 raise self.unsafe(f"it uses {_describe(part)} as a key")
         return value
 
-    def persistent(self) -> None:
-        reference = self.stack.pop()
-        if not self.storages:
+    def persistent(self, reference: Any) -> Storage:
+        """The block of numbers that a pickle of `torch.save` refers to; two tensors may share one."""
+        if self.storages is None:
             raise self.unsafe("it refers to objects outside of itself (persistent id)")
-        tag, kind, _, location, count, view = reference
-        if tag != "storage" or not isinstance(kind, Global) or not isinstance(location, str) or view is not None:
+        tag, kind, key, _, count, *view = reference
+        if tag != "storage" or not isinstance(kind, Global) or not isinstance(key, str) or view not in ([], [None]):
             raise self.unsafe("a tensor refers to memory outside of its own block")
-        self.stack.append(StorageNote(kind.name.removesuffix("Storage"), _natural(count)))
-
-    def protocol(self) -> None:
-        version = self.number(1)
-        if version > 5:
-            raise ValueError(f"pickle protocol {version}")
-
-    def memoize(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-
-def _steps() -> dict[int, Callable[[Machine], Any]]:
-    """Opcode -> step. Only opcodes of protocols 2 to 5 that describe data; all others are refused."""
-
-    def push(make: Callable[[Machine], Any]) -> Callable[[Machine], Any]:
-        def step(m: Machine) -> None:
-            value = make(m)  # first: it may replace the stack
-            m.stack.append(value)
-
-        return step
-
-    def last(count: int) -> Callable[[Machine], tuple]:
-        def pop(m: Machine) -> tuple:
-            if len(m.stack) < count:
-                raise IndexError("stack is empty")
-            items = tuple(m.stack[-count:])
-            del m.stack[-count:]
-            return items
-
-        return pop
-
-    def signed(m: Machine, count: int) -> int:
-        if count > 64:
-            raise m.unsafe(f"it holds a whole number of {count} bytes")
-        return int.from_bytes(m.take(count), "little", signed=True)
-
-    two, pair_call = last(2), lambda action: push(lambda m: action(m, *last(2)(m)))
-    return {
-        0x80: Machine.protocol,
-        0x95: lambda m: m.take(8),  # FRAME: a hint for buffering
-        ord("("): Machine.mark,
-        ord("0"): lambda m: m.stack.pop(),
-        ord("1"): Machine.since_mark,
-        ord("N"): push(lambda m: None),
-        0x88: push(lambda m: True),
-        0x89: push(lambda m: False),
-        ord("J"): push(lambda m: struct.unpack("<i", m.take(4))[0]),
-        ord("K"): push(lambda m: m.number(1)),
-        ord("M"): push(lambda m: m.number(2)),
-        0x8A: push(lambda m: signed(m, m.number(1))),
-        0x8B: push(lambda m: signed(m, m.number(4))),
-        ord("G"): push(lambda m: struct.unpack(">d", m.take(8))[0]),
-        ord("X"): push(lambda m: m.text(m.number(4))),
-        0x8C: push(lambda m: m.text(m.number(1))),
-        0x8D: push(lambda m: m.text(m.number(8))),
-        ord("B"): push(lambda m: m.take(m.number(4))),
-        ord("C"): push(lambda m: m.take(m.number(1))),
-        0x8E: push(lambda m: m.take(m.number(8))),
-        ord("]"): push(lambda m: []),
-        ord("a"): lambda m: m.add_elements([m.stack.pop()]),
-        ord("e"): lambda m: m.add_elements(m.since_mark()),
-        ord(")"): push(lambda m: ()),
-        ord("t"): push(lambda m: tuple(m.since_mark())),
-        0x85: push(last(1)),
-        0x86: push(two),
-        0x87: push(last(3)),
-        ord("}"): push(lambda m: {}),
-        ord("s"): lambda m: m.put_items(list(two(m))),
-        ord("u"): lambda m: m.put_items(m.since_mark()),
-        0x8F: push(lambda m: set()),
-        0x90: lambda m: m.add_members(m.since_mark()),
-        0x91: push(lambda m: frozenset(m.key(item) for item in m.since_mark())),
-        ord("q"): lambda m: m.memoize(m.number(1)),
-        ord("r"): lambda m: m.memoize(m.number(4)),
-        0x94: lambda m: m.memoize(len(m.memo)),
-        ord("h"): push(lambda m: m.memo[m.number(1)]),
-        ord("j"): push(lambda m: m.memo[m.number(4)]),
-        ord("c"): push(lambda m: m.named(m.line(), m.line())),
-        0x93: pair_call(Machine.named),
-        ord("R"): pair_call(Machine.call),
-        0x81: pair_call(Machine.make),
-        ord("b"): Machine.build,
-        ord("Q"): Machine.persistent,
-    }
-
-
-_STEPS = _steps()
-
-
-def _describe_opcode(opcode: int) -> str:
-    if opcode in (0x82, 0x83, 0x84):
-        return "it uses extension codes, which hide the names of classes"
-    if opcode == ord("P"):
-        return "it refers to objects outside of itself (persistent id)"
-    return f"it uses the pickle instruction 0x{opcode:02x}, which no snapshot needs"
+        if not _STORAGES.fullmatch(str(kind)):
+            raise self.unsafe(f"a tensor is made of {kind}")
+        return self.storages.setdefault(key, Storage(kind.name.removesuffix("Storage"), _natural(count)))
 
 
 def _describe(value: Any) -> str:
@@ -361,12 +375,12 @@ def _describe(value: Any) -> str:
 
 def _natural(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError(f"{value!r:.50} is no size")
+        raise ValueError("no size")
     return value
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorNote:
-    if not isinstance(storage, StorageBytes):
+    if not isinstance(storage, (Storage, SavedStorage)):
         raise ValueError("a tensor without a storage")
     if not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) != len(strides) or len(shape) > 16:
         raise ValueError("a tensor's shape and strides do not fit")
@@ -379,10 +393,10 @@ def _rebuild_parameter(value: Any, *_: Any) -> TensorNote:
     return value
 
 
-def _load_from_bytes(data: Any) -> StorageBytes:
+def _load_from_bytes(data: Any) -> SavedStorage:
     if not isinstance(data, memoryview):
         raise ValueError("a storage without bytes")
-    return StorageBytes(data)
+    return SavedStorage(data)
 
 
 def _empty_dict(*_: Any) -> dict:
@@ -405,7 +419,7 @@ def _numpy_dtype(note: Any) -> np.dtype:
         raise ValueError("no numpy type")
     code = note.arguments[0]
     if not isinstance(code, str) or not re.fullmatch(r"[biufc]\d{1,2}", code):
-        raise ValueError(f"numpy type {code!r:.50}")
+        raise ValueError("an odd numpy type")
     order = note.state[1] if isinstance(note.state, tuple) and len(note.state) > 1 else "|"
     if order not in ("<", ">", "|", "="):
         raise ValueError("numpy byte order")

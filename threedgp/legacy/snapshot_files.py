@@ -1,36 +1,36 @@
 """Opens snapshot files of older code bases: pickles of whole networks, or flat name -> array files.
 
-Pickles are read by `threedgp.legacy.pickle_reader`, which executes nothing; the flat formats by loaders that know
-tensors only. A hostile file is refused before anything of it runs and without exhausting memory.
+Pickles, those of torch's files included, are read by `threedgp.legacy.pickle_reader`, which executes nothing. A hostile
+file is refused before anything of it runs and without exhausting memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from threedgp.errors import CheckpointError, UnsafeFileError
-from threedgp.legacy.pickle_reader import Record, TensorNote, read_pickle
-from threedgp.legacy.snapshot_tensors import TensorReader
+from threedgp.legacy.pickle_reader import Record, TensorNote, is_persistent, read_pickle
+from threedgp.legacy.snapshot_tensors import Budget, decode, read_archive, read_stream
 
 NETWORKS = ("G", "D", "G_ema")
 SUFFIXES = (".pkl", ".safetensors", ".npz", ".pt", ".pth")
 
-_MAX_MODULES = 20_000
 _MAX_DEPTH = 64
-_MAX_SETTINGS = 100_000
-_MAX_EXPANSION = 50  # unpacked size of a compressed .npz over its size on disk
+_MAX_ITEMS = 100_000  # parameters, modules or settings of a file
+_MAX_TEXT = 1000
+_NAME = re.compile(r"[\w.-]{1,300}")
 
 
 @dataclass
@@ -63,11 +63,13 @@ def read_snapshot(path: Path | str) -> Snapshot:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise CheckpointError(f"{path} has an unknown ending. A snapshot is one of {', '.join(SUFFIXES)}.")
+    _refuse_what_was_downloaded_instead(path)
     if suffix == ".pkl":
         snapshot = _read_pickled(path)
     else:
-        arrays = {".safetensors": _read_safetensors, ".npz": _read_npz}.get(suffix, _read_torch)(path)
-        snapshot = Snapshot(_split(arrays))
+        with _damaged(path):
+            flat = {".safetensors": load_file, ".npz": _read_npz}.get(suffix, _read_torch)(path)
+        snapshot = Snapshot(_split(flat))
     if not snapshot.tensors.keys() & {"G", "G_ema"}:
         raise CheckpointError(
             f"{path} holds no generator: neither G nor G_ema, nor parameters named mapping.* and synthesis.*."
@@ -75,31 +77,75 @@ def read_snapshot(path: Path | str) -> Snapshot:
     return snapshot
 
 
+def _refuse_what_was_downloaded_instead(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise CheckpointError(f"{path} is empty. Get the file again.")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path} is a web page, not a snapshot: download the file that the page offers.")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} only points to the snapshot (Git LFS): fetch the file itself with git lfs pull.")
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Whatever libraries raise about bytes that they do not like is damage: zip files alone have a dozen kinds."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        raise CheckpointError(f"{path} is damaged or no {path.suffix} file ({reason}). Get the file again.") from None
+
+
+class _Counter:
+    """Ends the walk through a file whose dictionaries hold each other, or far more than a snapshot's."""
+
+    def __init__(self, source: str):
+        self.source, self.left = source, _MAX_ITEMS
+
+    def items(self, value: Any) -> list[tuple[Any, Any]]:
+        """The items of a dictionary, or of an attribute-style one; none of anything else."""
+        found = _as_dict(value) or {}
+        self.count(len(found))
+        return list(found.items())
+
+    def count(self, items: int) -> None:
+        self.left -= items
+        if self.left < 0:
+            raise UnsafeFileError(f"{self.source} is refused: its parts contain each other, or are too many.")
+
+    def name(self, value: Any) -> str:
+        """A parameter's or module's name, which messages will show and paths be made of."""
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise UnsafeFileError(f"{self.source} is refused: it holds a parameter with an impossible name.")
+        return value
+
+
 # ------------------------------------------------------------------------------------------------------------- pickles
 
 
 def _read_pickled(path: Path) -> Snapshot:
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty. Get the file again.")
     with open(path, "rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     top = _as_dict(read_pickle(data, str(path)))
     if top is None:
         raise CheckpointError(f"{path} is a pickle, but no snapshot: it holds no dictionary.")
     snapshot = Snapshot({})
-    reader = TensorReader(len(data), str(path))
+    budget = Budget(len(data), str(path))
     for network in NETWORKS:
         attributes = _attributes(top.get(network))
         if attributes is None:
             continue
         notes = _parameters(attributes, str(path))
-        snapshot.tensors[network] = {name: reader.tensor(note) for name, note in notes.items()}
+        snapshot.tensors[network] = {name: decode(note, budget) for name, note in notes.items()}
         snapshot.classes[network] = _class_name(top[network])
         hidden = {"_parameters", "_buffers", "_modules"}
-        plain = _plain({key: value for key, value in attributes.items() if key not in hidden})
-        snapshot.settings[network] = plain
-    snapshot.settings["training_set_kwargs"] = _plain(top.get("training_set_kwargs")) or {}
-    stats = _plain(top.get("stats"))
+        snapshot.settings[network] = _plain({k: v for k, v in attributes.items() if k not in hidden}, str(path))
+    snapshot.settings["training_set_kwargs"] = _plain(top.get("training_set_kwargs"), str(path)) or {}
+    stats = _plain(top.get("stats"), str(path))
     snapshot.stats = stats if isinstance(stats, dict) else {}
     return snapshot
 
@@ -115,9 +161,8 @@ def _attributes(value: Any) -> dict | None:
     """Attribute dictionary of a pickled module, stored with its source text or as an ordinary object."""
     if not isinstance(value, Record):
         return None
-    if value.kind.name == "_reconstruct_persistent_obj":
-        meta = _as_dict(value.arguments[0])
-        return None if meta is None else _as_dict(meta.get("state"))
+    if is_persistent(value.kind):
+        return _as_dict((_as_dict(value.arguments[0]) or {}).get("state"))
     state = value.state
     if isinstance(state, tuple) and len(state) == 2:  # (attributes, slots)
         state = state[0]
@@ -125,55 +170,54 @@ def _attributes(value: Any) -> dict | None:
 
 
 def _class_name(record: Record) -> str:
-    if record.kind.name == "_reconstruct_persistent_obj":
-        meta = _as_dict(record.arguments[0]) or {}
-        return str(meta.get("class_name"))[:200]
+    if is_persistent(record.kind):
+        name = (_as_dict(record.arguments[0]) or {}).get("class_name")
+        return name if isinstance(name, str) and _NAME.fullmatch(name) else "unknown"
     return str(record.kind)
 
 
 def _parameters(attributes: dict, source: str) -> dict[str, TensorNote]:
     """Parameters and buffers of a module and all below it, by dotted name."""
     found: dict[str, TensorNote] = {}
+    counter = _Counter(source)
     stack = [("", attributes, 0)]
-    visited = 0
     while stack:
         prefix, attributes, depth = stack.pop()
-        visited += 1
-        if visited > _MAX_MODULES or depth > _MAX_DEPTH:
-            raise UnsafeFileError(f"{source} is refused: its modules contain each other, or are too many.")
+        if depth > _MAX_DEPTH:
+            raise UnsafeFileError(f"{source} is refused: its modules contain each other.")
         for group in ("_parameters", "_buffers"):
-            for name, value in (_as_dict(attributes.get(group)) or {}).items():
-                if isinstance(value, TensorNote) and isinstance(name, str):
-                    found[prefix + name] = value
-        for name, module in (_as_dict(attributes.get("_modules")) or {}).items():
+            for name, value in counter.items(attributes.get(group)):
+                if isinstance(value, TensorNote):
+                    found[prefix + counter.name(name)] = value
+        for name, module in counter.items(attributes.get("_modules")):
             below = _attributes(module)
             if below is not None:
-                stack.append((f"{prefix}{name}.", below, depth + 1))
+                stack.append((f"{prefix}{counter.name(name)}.", below, depth + 1))
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, source: str) -> Any:
     """Plain settings of a pickled value; whatever is neither text, number nor container of these becomes None."""
-    left = _MAX_SETTINGS
+    counter = _Counter(source)
 
     def convert(value: Any, depth: int) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0 or depth > _MAX_DEPTH:
+        counter.count(1)
+        if depth > _MAX_DEPTH:
             return None
-        if isinstance(value, Record):
-            if value.kind.name == "EasyDict":
-                value = value.items or {}
-            elif value.kind.module.split(".")[0] == "omegaconf":
-                state = _attributes(value) or {}
-                return convert(state.get("_content", state.get("_val")), depth + 1)
-        if isinstance(value, dict):
-            return {key: convert(item, depth + 1) for key, item in value.items() if isinstance(key, (str, int))}
+        if isinstance(value, Record) and value.kind.module.split(".")[0] == "omegaconf":
+            state = _attributes(value) or {}
+            return convert(state.get("_content", state.get("_val")), depth + 1)
         if isinstance(value, (list, tuple)):
             return [convert(item, depth + 1) for item in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value if isinstance(value, (str, int, float, bool)) else None
+        if _as_dict(value) is not None:
+            items = counter.items(value)
+            return {key: convert(item, depth + 1) for key, item in items if isinstance(key, (str, int)) and short(key)}
+        return value if isinstance(value, (str, int, float, bool)) and short(value) else None
+
+    def short(value: str | int | float | bool) -> bool:
+        if isinstance(value, str):
+            return len(value) <= _MAX_TEXT
+        return math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 63
 
     return convert(value, 0)
 
@@ -181,64 +225,46 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------- flat files
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}). Get the file again.") from None
-
-
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
     arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(info.file_size for info in archive.infolist())
-            if unpacked > _MAX_EXPANSION * path.stat().st_size:
-                raise UnsafeFileError(f"{path} is refused: it would unpack to {unpacked / 1e9:.1f} GB.")
-            for info in archive.infolist():
-                with archive.open(info) as file:
-                    version = np.lib.format.read_magic(file)
-                    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                    shape, fortran, dtype = reader[version](file)
-                    if dtype.hasobject or dtype.kind not in "biuf":
-                        raise UnsafeFileError(f"{path} is refused: {info.filename} holds pickled objects, not numbers.")
-                    size = math.prod(shape) * dtype.itemsize
-                    if size > info.file_size:
-                        raise UnsafeFileError(f"{path} is refused: {info.filename} claims {size} bytes it has not.")
-                    values = np.frombuffer(bytearray(file.read(size)), dtype).reshape(shape, order="FC"[not fortran])
-                    arrays[info.filename.removesuffix(".npy")] = torch.from_numpy(
-                        np.ascontiguousarray(values, dtype=dtype.newbyteorder("="))
-                    ).reshape(shape)
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, NotImplementedError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged or not an .npz file ({error}). Get the file again.") from None
+    budget = Budget(path.stat().st_size, str(path))
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            budget.charge(info.file_size)
+            with archive.open(info) as file:
+                version = np.lib.format.read_magic(file)
+                reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, fortran, dtype = reader[version](file)
+                if dtype.hasobject or dtype.kind not in "biuf":
+                    raise UnsafeFileError(f"{path} is refused: {info.filename!r} holds pickled objects, not numbers.")
+                size = math.prod(shape) * dtype.itemsize
+                if size > info.file_size:
+                    raise UnsafeFileError(f"{path} is refused: {info.filename!r} claims {size} bytes it has not.")
+                values = np.frombuffer(bytearray(file.read(size)), dtype).reshape(shape, order="FC"[not fortran])
+                native = np.ascontiguousarray(values, dtype=dtype.newbyteorder("="))
+                arrays[info.filename.removesuffix(".npy")] = torch.from_numpy(native).reshape(shape)
     return arrays
 
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a file of `torch.save`, by the keys that lead to it."""
+    source = str(path)
+    budget = Budget(path.stat().st_size, source)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise UnsafeFileError(f"{path} is refused: its tensors are compressed, which torch.save never does.")
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:global|function) ([\w.]+)", str(error))
-        if "Weights only load failed" in str(error):
-            what = f"it asks for '{asked[1]}'" if asked else "it holds more than tensors"
-            raise UnsafeFileError(f"{path} is refused: {what}, which no weights need. Nothing was executed.") from None
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or not a torch file ({reason}). Get the file again.") from None
-    return _flatten(value)
-
-
-def _flatten(value: Any, prefix: str = "", depth: int = 0) -> dict[str, torch.Tensor]:
+        value = read_archive(path, budget)
+    else:
+        value = read_stream(memoryview(path.read_bytes()), source)
     found: dict[str, torch.Tensor] = {}
-    if isinstance(value, Mapping) and depth < 4:
-        for name, item in value.items():
-            if isinstance(item, torch.Tensor):
-                found[f"{prefix}{name}"] = item.detach().contiguous()
-            else:
-                found |= _flatten(item, f"{prefix}{name}.", depth + 1)
+    counter = _Counter(source)
+
+    def collect(value: Any, prefix: str, depth: int) -> None:
+        for name, item in counter.items(value) if depth < 4 else ():
+            if isinstance(item, TensorNote):
+                found[prefix + counter.name(name)] = decode(item, budget)
+            elif isinstance(item, dict):
+                collect(item, f"{prefix}{counter.name(name)}.", depth + 1)
+
+    collect(value, "", 0)
     return found
 
 

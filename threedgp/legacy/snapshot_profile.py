@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from threedgp.camera.priors import CameraPrior
@@ -43,16 +44,18 @@ def snapshot_profile(snapshot: Snapshot, base: str | None = None, overrides: Ite
         ConfigError: a value that is needed is neither in the file nor given; names it.
         CheckpointError: the shapes fit no network we know.
     """
-    weights = snapshot.tensors.get("G_ema") or snapshot.tensors["G"]
+    weights = snapshot.tensors.get("G_ema") or snapshot.tensors.get("G", {})
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     kind = _kind(shapes)
     settings = _settings(snapshot, "G_ema") or _settings(snapshot, "G")
     overrides = list(overrides)
 
-    known = merge(_generator_settings(settings, kind), _generator_shapes(shapes, kind, settings))
+    with _complete("generator"):
+        known = merge(_generator_settings(settings, kind), _generator_shapes(shapes, kind, settings))
     if "D" in snapshot.tensors:
         d_shapes = {name: tuple(value.shape) for name, value in snapshot.tensors["D"].items()}
-        known = merge(_discriminator_tree(d_shapes, _settings(snapshot, "D"), known), known)
+        with _complete("discriminator"):
+            known = merge(_discriminator_tree(d_shapes, _settings(snapshot, "D"), known), known)
     resolution = _first(settings, "img_resolution", "dataset.resolution") or _first(
         snapshot.settings.get("training_set_kwargs", {}), "resolution", "cfg.resolution"
     )
@@ -89,6 +92,17 @@ def snapshot_profile(snapshot: Snapshot, base: str | None = None, overrides: Ite
 # -------------------------------------------------------------------------------------------------------------- shapes
 
 
+@contextlib.contextmanager
+def _complete(network: str) -> Iterator[None]:
+    """Says so when a parameter that tells a size is missing, or has no size to tell."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"The {network} is incomplete: {error} is missing.") from None
+    except (IndexError, ValueError, TypeError, ArithmeticError):
+        raise CheckpointError(f"The {network} has parameters or settings of an unusual shape.") from None
+
+
 def _kind(shapes: Shapes) -> str:
     if "synthesis.b4.const" in shapes:
         return "stylegan2"
@@ -103,13 +117,6 @@ def _kind(shapes: Shapes) -> str:
 
 def _generator_shapes(shapes: Shapes, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything about the generator that its shapes tell, as a profile tree."""
-    try:
-        return _read_generator_shapes(shapes, kind, settings)
-    except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(f"The generator is incomplete: {error} is missing or has an unusual shape.") from None
-
-
-def _read_generator_shapes(shapes: Shapes, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     prefix = "synthesis." if kind == "stylegan2" else "synthesis.tri_plane_decoder."
     resolutions = _resolutions(shapes, prefix)
     top = resolutions[-1]
