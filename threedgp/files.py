@@ -11,9 +11,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from threedgp.errors import DataError
+from threedgp.progress import NULL_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    import torch
 
 TEMPORARY_MARK = ".tmp-"  # every unfinished file has this in its name; discovery skips names that start with a dot
 
@@ -65,6 +69,54 @@ def atomic_open(path: Path | str, mode: str = "wb", *, durable: bool = False, **
     """Open a temporary file for writing that becomes `path` when the block ends without an error."""
     with atomic_path(path, durable=durable) as temporary, open(temporary, mode, **kwargs) as file:
         yield file
+
+
+_done_without: set[str] = set()
+
+
+@contextmanager
+def best_effort(what: str, progress: Progress = NULL_PROGRESS) -> Iterator[None]:
+    """Write a convenience: where that fails, the work goes on without it.
+
+    Caches, histories, plots and records beside results must neither end work nor cost a computed result.
+
+    Args:
+        what: the thing as the subject of a sentence, such as "Statistics of real images".
+        progress: told the first time that this thing could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if what not in _done_without:
+            _done_without.add(what)
+            where = f" ({error.filename})" if error.filename else ""
+            progress.note(f"{what} cannot be kept: {error.strerror or error}{where}. The work goes on without.")
+
+
+def cache_folder(part: str) -> Path:
+    """Where a kind of thing is kept between commands: $THREEDGP_CACHE/PART, by default ~/.cache/threedgp/PART."""
+    root = os.environ.get("THREEDGP_CACHE")
+    try:
+        return (Path(root).expanduser() if root else Path.home() / ".cache" / "threedgp") / part
+    except RuntimeError:  # an account without a home: every attempt to write there is an OSError
+        return Path(os.devnull) / part
+
+
+def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write named tensors as safetensors by atomic rename.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from safetensors import SafetensorError  # torch: not needed for most files
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        temporary.chmod(NEW_FILE_MODE)
 
 
 def open_regular(path: Path | str) -> BinaryIO:

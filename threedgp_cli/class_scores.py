@@ -28,6 +28,7 @@ def classes(
 
     from threedgp.config.workspace import Workspace
     from threedgp.data.dataset import open_training_set
+    from threedgp.files import best_effort
     from threedgp.launch.here import training_data
     from threedgp.metrics.class_scores import score_classes
     from threedgp.metrics.samples import Sampler
@@ -42,7 +43,8 @@ def classes(
     sampler = Sampler(load_generator(path, device), run.profile, dataset, seed)
     network = build_extractor(extractor, device=device, progress=listener)
     scores = score_classes(sampler, dataset, network, count=number, progress=listener)
-    run.append_metrics(scores.line(path.name, network.name, seed))
+    with best_effort(f"The line in {run.metrics_file}", listener):
+        run.append_metrics(scores.line(path.name, network.name, seed))
     if json_output:
         print_json({"run": run.name, "checkpoint": path.name, **asdict(scores)})
         return
@@ -58,7 +60,7 @@ def classes(
             ("depth correlation with all classes", f"{scores.flat_depth:.3f}"),
         ]
     show(table(f"{scores.num_gen} images of run {run.name}, checkpoint {path.name}", ["", "value"], rows, right=(1,)))
-    say(f"Features: {network.name}. Written to {run.metrics_file}")
+    say(f"Features: {network.name}. Scores of {run.name}: {run.metrics_file}")
 
 
 def register(app: typer.Typer) -> None:

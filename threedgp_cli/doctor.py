@@ -97,10 +97,11 @@ def _native() -> list[Finding]:
         advice = "Install one (package g++ or build-essential): training on the CPU gets about twice as fast."
         return [Finding("compiler", WARN, "no C++ compiler, so the plain operations are used.", advice)]
     found = [Finding("compiler", GOOD, compiler)]
+    from threedgp.files import cache_folder
     from threedgp.ops import native
 
     if native.available():
-        return [*found, Finding("native ops", GOOD, f"built and loaded from {native.cache_folder()}")]
+        return [*found, Finding("native ops", GOOD, f"built and loaded from {cache_folder('native')}")]
     advice = f"The reason stands above; ${native.ENVIRONMENT_VARIABLE}=0 switches them off on purpose."
     return [*found, Finding("native ops", WARN, "not in use: everything works, more slowly.", advice)]
 
@@ -130,7 +131,8 @@ def _codec() -> Finding:
 
 def _weights() -> list[Finding]:
     from threedgp.errors import ThreeDGPError
-    from threedgp.pretrained.weights import REGISTRY, cache_folder, find_weights
+    from threedgp.files import cache_folder
+    from threedgp.pretrained.weights import REGISTRY, find_weights
 
     uses = {
         "efficientnet-lite0": "offline features for select, embed and scores",
@@ -144,7 +146,7 @@ def _weights() -> list[Finding]:
             found.append(Finding(f"weights {name}", GOOD, f"{uses[name]}: {find_weights(name).path}"))
         except ThreeDGPError:
             fetch = f", or let a command fetch its {file.size / 1e6:.0f} MB with --download" if file.address else ""
-            advice = f"Put {file.file_name} into {cache_folder()}{fetch}."
+            advice = f"Put {file.file_name} into {cache_folder('weights')}{fetch}."
             found.append(Finding(f"weights {name}", WARN, f"missing ({uses[name]}).", advice))
     return found
 

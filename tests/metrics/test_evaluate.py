@@ -6,6 +6,7 @@ import itertools
 import json
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch.multiprocessing
 
 from tests.metrics.sets import middle_extractor, pool_extractor, write_images
 from tests.pretrained.filled import filled
+from threedgp import files
 from threedgp.config.metric_names import parse_metric
 from threedgp.errors import DataError, UsageError
 from threedgp.metrics import evaluate as evaluate_module
@@ -22,6 +24,7 @@ from threedgp.metrics.cache import StatisticsCache, real_key
 from threedgp.metrics.evaluate import RealSets, evaluate
 from threedgp.metrics.fid import frechet_distance
 from threedgp.metrics.images import RealImages
+from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.pretrained.inception import InceptionV3
 from threedgp.processes import World
 from threedgp.progress import NullProgress
@@ -110,10 +113,8 @@ def test_results_say_how_they_were_made(folders):
 def _work(rank, meeting, folders, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
-    try:
-        queue.put(numbers(score(folders, batch=7, world=World(rank, 2, torch.device("cpu")))))
-    except DataError as error:
-        queue.put(str(error))
+    results = score(folders, batch=7, world=World(rank, 2, torch.device("cpu")))
+    queue.put((numbers(results), [result.problem for result in results]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -132,7 +133,7 @@ def in_two_processes(folders, meeting):
 
 def test_two_processes_give_the_same_values(folders, tmp_path):
     expected = numbers(score(folders, batch=7))
-    for answer in in_two_processes(folders, tmp_path / "meeting"):
+    for answer, _ in in_two_processes(folders, tmp_path / "meeting"):
         assert answer == pytest.approx(expected, rel=1e-9)
 
 
@@ -140,7 +141,7 @@ def test_two_processes_cope_with_one_image(folders, tmp_path):
     one = write_images(tmp_path / "one", 1, 3)
     first, second = in_two_processes((one, folders[1]), tmp_path / "meeting")
     assert first == second
-    assert "at least 2 images" in first
+    assert "at least 2 images" in first[1][0]
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(folders, tmp_path, monkeypatch):
@@ -259,6 +260,57 @@ def test_unreadable_pictures_do_not_count_and_are_named(folders, tmp_path):
     assert numbers(score(folders)) == numbers(results)
 
 
+def test_unreadable_pictures_of_the_scored_side_do_not_count_in_its_name(folders, tmp_path):
+    _, fake = folders
+    (fake / "007.png").write_bytes(b"not a picture")
+    progress = Notes()
+    results = score(folders, cache=StatisticsCache(tmp_path / "cache"), progress=progress)
+    names = ["fd_efflite0_39_full", "kd_efflite0_39_full", "pr_efflite0_39_3_full"]
+    assert [result.metric for result in results] == names
+    assert next(iter(results[2].results)) == "pr_efflite0_39_3_full_precision"
+    for result in results:
+        assert result.settings["num_gen"] == 39
+        assert result.settings["left_out_gen"] == ["007.png"]
+    assert sum("007.png: not a picture" in text for text in progress.texts) == 1
+
+
+def test_a_score_that_cannot_be_computed_does_not_cost_the_others_theirs(folders, tmp_path):
+    few = write_images(tmp_path / "few", 3, 3)
+    distance, kernel, precision = score((few, folders[1]))
+    assert len(distance.results) == 1
+    assert len(kernel.results) == 2
+    assert "need at least 4 real images, not 3" in precision.problem
+    assert precision.results == {}
+
+
+def test_a_diverged_model_scores_nan(folders):
+    class Diverged(FeatureExtractor):
+        """Finite on the 50 real images, which come first."""
+
+        name, preprocess, dim, weights_sha256, weights_verified = "diverged", "", 4, "", True
+        device, seen = torch.device("cpu"), 0
+
+        def __init__(self):
+            pass
+
+        def __call__(self, images):
+            Diverged.seen += len(images)
+            return torch.full((len(images), 4), torch.nan if Diverged.seen > 50 else 1.0)
+
+    (result,) = score(folders, OFFLINE[:1], Diverged)
+    assert np.isnan(result.results["fd_efflite0_40_full"])
+    assert "not finite" in result.problem
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(folders, monkeypatch):
+    monkeypatch.setattr(files, "_done_without", set())
+    progress = Notes()
+    for _ in range(2):
+        cache = StatisticsCache(Path("/proc/x/cache"), progress)
+        assert numbers(score(folders, cache=cache, progress=progress)) == numbers(score(folders))
+    assert sum("Statistics of real images cannot be kept" in text for text in progress.texts) == 1
+
+
 def test_few_images_are_called_few(folders):
     progress = Notes()
     score(folders, OFFLINE[:1], progress=progress)
@@ -279,8 +331,8 @@ def test_bad_input_is_refused(folders, tmp_path):
     with pytest.raises(UsageError, match="--data"):
         evaluate(OFFLINE, lambda count: RealImages(folders[1]), None, lambda name: pool_extractor(), batch=8)
     one = write_images(tmp_path / "one", 1, 3)
-    with pytest.raises(DataError, match="at least 2 images"):
-        score((one, folders[1]), OFFLINE[1:2])
+    (result,) = score((one, folders[1]), OFFLINE[1:2])
+    assert "at least 2 images" in result.problem
     with pytest.raises(DataError, match="does not exist"):
         score((tmp_path / "nowhere", folders[1]))
     broken = tmp_path / "broken"

@@ -96,6 +96,11 @@ class MetricSpec:
         """The number that ranks checkpoints."""
         return self.values[0]
 
+    def of(self, num_gen: int) -> MetricSpec:
+        """The same question asked of another number of images."""
+        spec = replace(self, num_gen=num_gen)
+        return replace(spec, name=_compose(spec, spec.extractor))
+
     def offline(self) -> MetricSpec:
         """The same question asked with EfficientNet-Lite0 features.
 

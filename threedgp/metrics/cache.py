@@ -7,22 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from threedgp.files import NEW_FILE_MODE, atomic_path
+from threedgp.files import best_effort, cache_folder, write_tensors
 from threedgp.metrics.features import Bank
 from threedgp.metrics.images import RealImages
 from threedgp.pretrained.embedder import FeatureExtractor
-from threedgp.pretrained.weights import cache_folder
+from threedgp.progress import NULL_PROGRESS, Progress
 
 VERSION = 1  # raise when the meaning of stored numbers changes
 
 
 def metrics_cache() -> Path:
     """Where statistics are kept: $THREEDGP_CACHE/metrics, by default ~/.cache/threedgp/metrics."""
-    return cache_folder().parent / "metrics"
+    return cache_folder("metrics")
 
 
 def digest_of(value: Any) -> str:
@@ -50,10 +49,11 @@ class StatisticsCache:
 
     Args:
         folder: made when something is stored.
+        progress: told once if nothing can be.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, progress: Progress = NULL_PROGRESS):
+        self.folder, self.progress = folder, progress
 
     def load(self, key: str, bank: Bank) -> bool:
         """Fill an empty bank; False if nothing (or not enough) is stored or the file is damaged."""
@@ -68,10 +68,8 @@ class StatisticsCache:
 
     def save(self, key: str, bank: Bank) -> None:
         """Store a bank that has seen its whole set."""
-        tensors: dict[str, torch.Tensor] = {name: value.contiguous() for name, value in bank.state().items()}
-        with atomic_path(self._path(key)) as temporary:
-            save_file(tensors, temporary)
-            temporary.chmod(NEW_FILE_MODE)
+        with best_effort("Statistics of real images", self.progress):
+            write_tensors(self._path(key), bank.state())
 
     def parts(self, key: str) -> Path:
         """Folder for the unfinished work on a question."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 
 import threedgp
 from threedgp.config.metric_names import MetricSpec
-from threedgp.errors import DataError, UsageError
+from threedgp.errors import DataError, NotFiniteError, UsageError
 from threedgp.metrics.cache import StatisticsCache, digest_of, extractor_key, real_key
 from threedgp.metrics.features import Bank, Images, collect
 from threedgp.metrics.fid import Moments, frechet_distance
@@ -23,6 +24,7 @@ from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.progress import NULL_PROGRESS, Progress
 
 REAL_BATCH = 64
+MOST_NAMES = 1000  # of pictures that could not be read, in a result
 
 
 class ScoredImages(Images, Protocol):
@@ -41,14 +43,17 @@ class Result:
     Attributes:
         metric: canonical name.
         label: name for people.
-        results: value name -> number, the deciding one first.
+        results: value name -> number, the deciding one first; NaN where a model's output is not finite, empty where
+            there is no answer for another reason.
         settings: everything else worth knowing: extractor, weights_sha256, seed, num_real, num_gen, time, ...
+        problem: why there is no answer.
     """
 
     metric: str
     label: str
     results: dict[str, float]
     settings: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
 
     def line(self, checkpoint: str | None) -> dict[str, Any]:
         """As one line of metrics.jsonl."""
@@ -82,6 +87,12 @@ class RealSets:
         )
 
 
+def without_answer(spec: MetricSpec, error: DataError) -> Result:
+    """The result of a metric that cannot be computed, so that it does not cost the others theirs."""
+    values = dict.fromkeys(spec.values, math.nan) if isinstance(error, NotFiniteError) else {}
+    return Result(spec.name, spec.label, values, problem=str(error))
+
+
 def evaluate(
     specs: Sequence[MetricSpec],
     generated: Callable[[int], ScoredImages],
@@ -111,8 +122,13 @@ def evaluate(
         world: processes that share the work; all get the same results.
         progress: told on the first process only.
 
+    Returns:
+        In the order of `specs`. A metric that cannot be computed says why in `Result.problem`. Where pictures of a
+        folder cannot be read, the metric is named after the number of those that can, and `left_out_real` and
+        `left_out_gen` of its settings name the others.
+
     Raises:
-        DataError: no real images, too few for a metric, or features that are not finite.
+        DataError: no real images that can be read.
     """
     networks = {name: extractor(name) for name in dict.fromkeys(spec.extractor for spec in specs)}
     if real is None and any(spec.needs_real for spec in specs):
@@ -123,11 +139,18 @@ def evaluate(
         group = [spec for spec in specs if spec.num_gen == count]
         reals = _real_banks(group, real, networks, cache, resume, world, progress)
         folder = cache if resume else None
-        banks = _generated_banks(group, generated(count), networks, batch, folder, label, world, progress)
+        try:
+            banks = _generated_banks(group, generated(count), networks, batch, folder, label, world, progress)
+        except NotFiniteError as error:
+            results |= {spec.name: without_answer(spec, error) for spec in group}
+            continue
         for spec in group:
-            values, settings = _score_once(spec, banks[spec.extractor], reals.get(spec.name), seed, world, progress)
-            settings |= {"seed": seed, "time": time.monotonic() - begin, "num_processes": world.size}
-            results[spec.name] = Result(spec.name, spec.label, values, {**settings, "version": threedgp.__version__})
+            try:
+                result = _score_once(spec, banks[spec.extractor], reals.get(spec.name), seed, world, progress)
+            except DataError as error:
+                result = without_answer(spec, error)
+            result.settings.update(seed=seed, time=time.monotonic() - begin, num_processes=world.size)
+            results[spec.name] = result
     return [results[spec.name] for spec in specs]
 
 
@@ -155,6 +178,8 @@ def _real_banks(
     for (name, _, _), (images, members) in wanted.items():
         bank = Bank(networks[name], len(images), rows=any(needs(spec)["rows"] for spec in members))
         _fill_real(bank, images, cache, resume, world, progress)
+        if bank.statistics.count == 0:
+            raise DataError(f"None of the {len(images)} images in {images.path} could be read.")
         banks |= {spec.name: bank for spec in members}
     return banks
 
@@ -172,14 +197,9 @@ def _fill_real(
         return
     parts = cache.parts(digest_of([key, bank.keep_rows])) if cache is not None and resume else None
     collect(images, [bank], batch=REAL_BATCH, world=world, parts=parts, label="Real images", progress=progress)
-    problems = {name: reason for part in world.gather(images.problems) for name, reason in part.items()}
-    if problems and world.rank == 0:
-        name, reason = next(iter(problems.items()))
-        progress.note(f"{len(problems)} real images could not be read and do not count, among them {name}: {reason}.")
-    if bank.statistics.count == 0:
-        raise DataError(f"None of the {len(images)} images in {images.path} could be read.")
+    bank.left_out = _left_out(images, bank, world, progress)
     if world.rank == 0 and cache is not None:
-        if not problems:  # a picture may only be unreadable for the moment
+        if not bank.left_out:  # a picture may only be unreadable for the moment
             cache.save(key, bank)
         if parts is not None:
             shutil.rmtree(parts, ignore_errors=True)
@@ -218,31 +238,50 @@ def _generated_banks(
         label=label,
         progress=progress,
     )
+    for bank in banks.values():
+        bank.left_out = _left_out(images, bank, world, progress)
     if parts is not None and world.rank == 0:
         shutil.rmtree(parts, ignore_errors=True)
     return banks
 
 
+def _left_out(images: ScoredImages, bank: Bank, world: Processes, progress: Progress) -> list[str]:
+    """Names of a folder's pictures that could not be read, which is said where they are first met."""
+    if not isinstance(images, RealImages):
+        return []
+    met = {name: reason for part in world.gather(images.problems) for name, reason in part.items()}
+    unseen = {images.name(number) for number in (~bank.seen).nonzero()[:, 0].tolist()}
+    reasons = {**dict.fromkeys(unseen, "it could not be read"), **images.source.problems, **met}
+    names = sorted(reasons)
+    if names and world.rank == 0:
+        example = f"{names[0]}: {reasons[names[0]]}"
+        progress.note(f"{len(names)} of the pictures in {images.path} cannot be read and do not count. {example}.")
+    return names
+
+
 def _score_once(
     spec: MetricSpec, bank: Bank, real: Bank | None, seed: int, world: Processes, progress: Progress
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> Result:
     """`_score` on the first process, its answer or its error on all."""
     first = world.rank == 0
     return world.share(together(world, lambda: _score(spec, bank, real, seed, progress) if first else None))
 
 
-def _score(
-    spec: MetricSpec, bank: Bank, real: Bank | None, seed: int, progress: Progress
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Values and settings of one metric from finished banks."""
+def _score(spec: MetricSpec, bank: Bank, real: Bank | None, seed: int, progress: Progress) -> Result:
+    """One metric from finished banks; it is named after the images that there really were."""
     extractor = bank.extractor
+    spec = spec.of(bank.statistics.count) if 0 < bank.statistics.count < spec.num_gen else spec
     settings: dict[str, Any] = {
         "extractor": extractor.name,
         "weights_sha256": extractor.weights_sha256,
         "weights_verified": extractor.weights_verified,
         "num_real": real.statistics.count if real is not None else 0,
         "num_gen": bank.statistics.count,
+        "version": threedgp.__version__,
     }
+    for side, names in (("real", real.left_out if real is not None else []), ("gen", bank.left_out)):
+        if names:
+            settings[f"left_out_{side}"] = names[:MOST_NAMES]
     match spec.family:
         case "fid":
             moments = real.statistics.moments(), bank.statistics.moments()
@@ -261,7 +300,7 @@ def _score(
         case "is":
             score = inception_score(bank.logits().double().softmax(dim=1))
             values = [score.mean, score.std]
-    return dict(zip(spec.values, values, strict=True)), settings
+    return Result(spec.name, spec.label, dict(zip(spec.values, values, strict=True)), settings)
 
 
 def warn_if_few(spec: MetricSpec, real: Moments, generated: Moments, progress: Progress) -> None:

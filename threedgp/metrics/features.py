@@ -14,9 +14,9 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from threedgp.files import NEW_FILE_MODE, atomic_path
+from threedgp.files import best_effort, write_tensors
 from threedgp.metrics.fid import FeatureStatistics, require_finite
 from threedgp.metrics.processes import SINGLE, Processes, together
 from threedgp.pretrained.embedder import FeatureExtractor, InceptionExtractor
@@ -48,6 +48,7 @@ class Bank:
     Attributes:
         statistics: moments of all features.
         seen: bool [total], items that contributed.
+        left_out: names of pictures that could not be read, as far as whoever filled the bank knows.
     """
 
     def __init__(self, extractor: FeatureExtractor, total: int, *, rows: bool = False, logits: bool = False):
@@ -55,6 +56,7 @@ class Bank:
         self.keep_rows, self.keep_logits = rows, logits
         self.statistics = FeatureStatistics()
         self.seen = torch.zeros(total, dtype=torch.bool)
+        self.left_out: list[str] = []
         self._index: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
         self._logits: list[torch.Tensor] = []
@@ -159,7 +161,7 @@ def collect(
     """
     progress = progress if world.rank == 0 else NULL_PROGRESS
     done = torch.zeros(len(images), dtype=torch.bool)
-    store = PartStore(parts, banks) if parts is not None else None
+    store = PartStore(parts, banks, progress) if parts is not None else None
     if store is not None and world.rank == 0:
         done = store.load(done)
     done = torch.tensor(world.share(done.nonzero()[:, 0].tolist()), dtype=torch.int64)
@@ -198,8 +200,8 @@ def collect(
 class PartStore:
     """Unfinished work on disk: one file for each process that has ever worked on the question."""
 
-    def __init__(self, folder: Path, banks: Sequence[Bank]):
-        self.folder, self.banks = folder, banks
+    def __init__(self, folder: Path, banks: Sequence[Bank], progress: Progress = NULL_PROGRESS):
+        self.folder, self.banks, self.progress = folder, banks, progress
         self.path = folder / f"part-{secrets.token_hex(6)}.safetensors"
         self.superseded: list[Path] = []
         self.last, self.cost = time.monotonic(), 0.0
@@ -236,13 +238,12 @@ class PartStore:
         begin = time.monotonic()
         tensors = {"covered": covered}
         for number, bank in enumerate(self.banks):
-            tensors |= {f"{number}.{name}": value.contiguous() for name, value in bank.state().items()}
-        with atomic_path(self.path) as temporary:
-            save_file(tensors, temporary)
-            temporary.chmod(NEW_FILE_MODE)
-        for path in self.superseded:
-            path.unlink(missing_ok=True)
-        self.superseded = []
+            tensors |= {f"{number}.{name}": value for name, value in bank.state().items()}
+        with best_effort("Unfinished work", self.progress):
+            write_tensors(self.path, tensors)
+            for path in self.superseded:
+                path.unlink(missing_ok=True)
+            self.superseded = []
         self.last, self.cost = time.monotonic(), time.monotonic() - begin
 
 

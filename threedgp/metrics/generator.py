@@ -10,12 +10,12 @@ import torch
 from threedgp.config.metric_names import EFFLITE0, INCEPTION, VGG16, MetricSpec
 from threedgp.config.schema import Profile
 from threedgp.data.dataset import TrainingSet
-from threedgp.errors import WeightsError
+from threedgp.errors import DataError, WeightsError
 from threedgp.metrics.cache import StatisticsCache
 from threedgp.metrics.depth import DepthScores, score_depth
-from threedgp.metrics.evaluate import RealSets, Result, evaluate
+from threedgp.metrics.evaluate import RealSets, Result, evaluate, without_answer
 from threedgp.metrics.processes import SINGLE, Processes
-from threedgp.metrics.samples import GeneratedImages, Labels, Sampler, UniformLabels
+from threedgp.metrics.samples import GeneratedImages, Labels, Sampler, UniformLabels, require_depth
 from threedgp.pretrained.embedder import FeatureExtractor, build_extractor
 from threedgp.pretrained.vgg import VGG16_WEIGHTS, build_vgg16
 from threedgp.pretrained.weights import find_weights
@@ -139,12 +139,18 @@ def score_generator(
         cache, resume, world, progress: see `evaluate`.
 
     Returns:
-        Results in the order of `specs`, and the depth scores behind each nfs metric by name.
+        Results in the order of `specs`, and the depth scores behind each nfs metric by name. A metric that cannot be
+        computed says why in `Result.problem`; of a model that has diverged its values are NaN.
+
+    Raises:
+        UsageError: the non-flatness score of a 2D model.
     """
     flat = [spec for spec in specs if spec.family == "nfs"]
     results: dict[str, Result] = {}
     depths: dict[str, DepthScores] = {}
     images = [spec for spec in specs if spec.family != "nfs"]
+    if flat:
+        require_depth(sampler.generator)  # before anything is computed
     if images:
         for result in evaluate(
             images,
@@ -161,7 +167,10 @@ def score_generator(
             result.settings["resolution"] = sampler.generator.img_resolution
             results[result.metric] = result
     for spec in flat:
-        results[spec.name], depths[spec.name] = score_depth(
-            spec, sampler, adaptor=adaptor, world=world, progress=progress
-        )
+        try:
+            results[spec.name], depths[spec.name] = score_depth(
+                spec, sampler, adaptor=adaptor, world=world, progress=progress
+            )
+        except DataError as error:
+            results[spec.name] = without_answer(spec, error)
     return [results[spec.name] for spec in specs], depths

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -12,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from threedgp.data.features import fingerprint
 from threedgp.data.images import decode_image
-from threedgp.data.source import FolderSource, ImageSource, open_source
+from threedgp.data.source import ImageSource, open_source
 from threedgp.errors import DataError
 
 READ_AHEAD = 3  # chunks decoded while the extractor works
@@ -66,11 +65,15 @@ class RealImages:
     def identity(self) -> str:
         """Changes with everything that decides the images."""
         part = "" if self.limit is None else f" {self.limit} of seed {self.seed}"
-        return f"{self.fingerprint()} resolution {self.resolution} mirror {self.mirror}{part}"
+        return f"{fingerprint(self.source)} resolution {self.resolution} mirror {self.mirror}{part}"
 
     @property
     def path(self) -> Path:
         return self.source.root
+
+    def name(self, number: int) -> str:
+        """The picture that an item shows."""
+        return self.names[int(self._items[number]) % len(self.names)]
 
     def read(self, number: int) -> torch.Tensor | None:
         """One picture, uint8 [3, H, W]; None if it cannot be decoded.
@@ -78,8 +81,7 @@ class RealImages:
         Raises:
             DataError: it does not have the required size.
         """
-        item = int(self._items[number])
-        name = self.names[item % len(self.names)]
+        name = self.name(number)
         try:
             pixels = decode_image(self.source.read(name))  # [H, W, 3]
         except DataError as error:
@@ -92,7 +94,7 @@ class RealImages:
                 f"images. Prepare the set first: 3dgp data resize -s {self.resolution}"
             )
         image = torch.from_numpy(pixels).permute(2, 0, 1)
-        return image.flip(-1) if item >= len(self.names) else image
+        return image.flip(-1) if self._items[number] >= len(self.names) else image
 
     def batches(self, chunks: Sequence[list[int]]) -> Iterator[list[tuple[list[int], torch.Tensor]]]:
         """See `threedgp.metrics.features.Images`; runs of equal size share a batch. Decodes ahead in threads."""
@@ -108,29 +110,6 @@ class RealImages:
             finally:
                 for future in (future for futures in pending for future in futures):
                     future.cancel()
-
-    def fingerprint(self) -> str:
-        """SHA-256 that changes when a picture is added, removed, renamed or rewritten; reads no pixels.
-
-        Over path, size and modification time of every picture in a folder; over name, size and checksum in a zip.
-        """
-        digest = hashlib.sha256()
-        for line in self._contents():
-            digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
-        return digest.hexdigest()
-
-    def _contents(self) -> Iterator[str]:
-        if isinstance(self.source, FolderSource):
-            for name in self.names:
-                try:
-                    status = (self.source.root / name).stat()
-                    yield f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
-                except OSError:
-                    yield f"{name}\0unreadable"
-            return
-        with zipfile.ZipFile(self.source.root) as archive:
-            for info in sorted(archive.infolist(), key=lambda info: info.filename):
-                yield f"{info.filename}\0{info.file_size}\0{info.CRC}"
 
 
 def _group(images: list[tuple[int, torch.Tensor]]) -> list[tuple[list[int], torch.Tensor]]:

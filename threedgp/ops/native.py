@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threedgp.files import cache_folder
+
 ENVIRONMENT_VARIABLE = "THREEDGP_NATIVE"
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"]
@@ -110,12 +112,6 @@ def _load() -> Any:
     return torch.ops.threedgp
 
 
-def cache_folder() -> Path:
-    """Where compiled operations are kept: $THREEDGP_CACHE/native, by default ~/.cache/threedgp/native."""
-    root = os.environ.get("THREEDGP_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "threedgp") / "native"
-
-
 def _built() -> Path:
     """The compiled library for this source, PyTorch, compiler and processor."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -128,7 +124,7 @@ def _built() -> Path:
         key.update(part.encode() + b"\0")
     for path in sources:
         key.update(path.read_bytes() + b"\0")
-    folder = cache_folder()
+    folder = cache_folder("native")
     target = folder / f"threedgp-{key.hexdigest()[:20]}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)

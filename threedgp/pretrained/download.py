@@ -54,7 +54,9 @@ def download_file(
             _check(part, size, sha256, address)
             os.replace(part, target)
     except OSError as error:
-        raise WeightsError(f"{target} could not be written ({error.strerror or error}).") from error
+        raise WeightsError(
+            f"{target} could not be written ({error.strerror or error}). Set $THREEDGP_CACHE to a folder that can be."
+        ) from error
 
 
 def _fetch_all(address: str, part: Path, size: int | None, label: str, progress: Progress, pause: float) -> None:

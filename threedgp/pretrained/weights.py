@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threedgp.errors import UnsafeFileError, WeightsError
-from threedgp.files import sha256_of
+from threedgp.files import cache_folder, sha256_of
 from threedgp.pretrained.download import download_file
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -108,12 +108,6 @@ LERES_RESNEXT101 = WeightFile(
 REGISTRY = {file.name: file for file in (INCEPTION, EFFICIENTNET_LITE0, LERES_RESNET50, LERES_RESNEXT101)}
 
 
-def cache_folder() -> Path:
-    """Where downloaded weights are kept: $THREEDGP_CACHE/weights, by default ~/.cache/threedgp/weights."""
-    root = os.environ.get("THREEDGP_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "threedgp") / "weights"
-
-
 def find_weights(
     file: WeightFile | str,
     path: Path | str | None = None,
@@ -152,7 +146,7 @@ def find_weights(
                 )
             return _verify(file, found, expected, allow_unverified)
 
-    cached = cache_folder() / file.file_name
+    cached = cache_folder("weights") / file.file_name
     places = _places(file)
     for place in places:
         if not place.is_file():
@@ -235,7 +229,7 @@ def load_strict(module: torch.nn.Module, state: dict, path: Path | str) -> None:
 def _places(file: WeightFile) -> list[Path]:
     """Every automatic location of a file, best first."""
     names = (file.file_name, *file.other_names)
-    places = [cache_folder() / name for name in names]
+    places = [cache_folder("weights") / name for name in names]
     if file.package:
         package = importlib.util.find_spec(file.package[0])
         if package and package.origin:
@@ -280,7 +274,7 @@ def _facts(file: WeightFile, expected: str | None) -> str:
 
 
 def _missing_message(file: WeightFile, expected: str | None, places: list[Path], wanted_download: bool) -> str:
-    ways = [f"give its path, set ${file.variable}, or put it at {cache_folder() / file.file_name}"]
+    ways = [f"give its path, set ${file.variable}, or put it at {cache_folder('weights') / file.file_name}"]
     if file.address:
         ways.append(f"allow the download from {file.address} (--download)")
     ways += file.advice

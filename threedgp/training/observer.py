@@ -16,8 +16,7 @@ from threedgp.camera.priors import CameraPrior
 from threedgp.config.metric_names import larger_is_better, parse_metric
 from threedgp.config.schema import Profile
 from threedgp.data.dataset import TrainingSet
-from threedgp.errors import NotFiniteError
-from threedgp.files import atomic_path
+from threedgp.files import atomic_path, best_effort
 from threedgp.inference.snapshots import sample_sheet, short_video
 from threedgp.metrics.cache import StatisticsCache, metrics_cache
 from threedgp.metrics.evaluate import RealSets
@@ -122,36 +121,40 @@ class Observer:
     def evaluate(self, generator: nn.Module, nimg: int) -> Evaluation:
         """Score the generator with the profile's metrics, on all processes together, and write the results down."""
         began = time.time()
-        try:
-            results, _ = score_generator(
-                self.specs,
-                Sampler(generator, self.profile, self.dataset),
-                RealSets(self.dataset.source.root, self.profile.data.resolution, self.profile.data.mirror),
-                self.extractors,
-                batch=self.profile.training.test_batch_gpu,
-                cache=StatisticsCache(metrics_cache()),
-                world=self.world,
-                progress=NULL_PROGRESS,
-            )
-        except NotFiniteError as error:
-            self.progress.note(f"At {nimg / 1000:g} thousand images there is no score: {error}")
-            return Evaluation({self.specs[0].main_value: math.nan}, None, best=False)
+        results, _ = score_generator(
+            self.specs,
+            Sampler(generator, self.profile, self.dataset),
+            RealSets(self.dataset.source.root, self.profile.data.resolution, self.profile.data.mirror),
+            self.extractors,
+            batch=self.profile.training.test_batch_gpu,
+            cache=StatisticsCache(metrics_cache(), self.progress),
+            world=self.world,
+            progress=NULL_PROGRESS,
+        )
         scores = {name: number for result in results for name, number in result.results.items()}
+        for result in results:
+            if result.problem:
+                self.progress.note(f"At {nimg / 1000:g} thousand images there is no {result.metric}: {result.problem}")
+        results = [result for result in results if not result.problem]
         main = self.specs[0].main_value
+        value = scores.get(main, math.nan)
         larger = larger_is_better(main)
         best = False
         if self.world.is_main:
             earlier = self.run.best()
-            best = earlier is None or (scores[main] >= earlier.value if larger else scores[main] <= earlier.value)
-            for result in results:
-                self.run.append_metrics({**result.line(checkpoint_name(nimg)), "nimg": nimg})
+            if math.isfinite(value):
+                best = earlier is None or (value >= earlier.value if larger else value <= earlier.value)
+            with best_effort("Scores", self.progress):
+                for result in results:
+                    self.run.append_metrics({**result.line(checkpoint_name(nimg)), "nimg": nimg})
             if self.log is not None:
                 self.log.event("metrics", nimg, seconds=time.time() - began, **scores)
                 self.log.scalars(nimg, {f"Metrics/{name}": number for name, number in scores.items()})
-            shown = ", ".join(f"{result.label} {result.results[result.metric]:.4g}" for result in results)
-            self.progress.note(f"At {nimg / 1000:g} thousand images: {shown}{' (best so far)' if best else ''}.")
+            shown = ", ".join(f"{result.label} {next(iter(result.results.values())):.4g}" for result in results)
+            if shown:
+                self.progress.note(f"At {nimg / 1000:g} thousand images: {shown}{' (best so far)' if best else ''}.")
         scores = self.world.share(scores)
-        return Evaluation(scores, None if larger else scores[main], self.world.share(best))
+        return Evaluation(scores, value if not larger and math.isfinite(value) else None, self.world.share(best))
 
     @torch.no_grad()
     def diversity(self, generator: nn.Module) -> float | None:
