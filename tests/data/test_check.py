@@ -9,6 +9,7 @@ from tests.data.make_images import depth_map, make_set, picture
 from tests.data.photos import contents
 from threedgp.data.check import Problem, check
 from threedgp.data.images import write_depth, write_image
+from threedgp.data.merge import merge
 from threedgp.data.resize import ResizeSettings, resize
 from threedgp.errors import DataError
 
@@ -44,6 +45,25 @@ def test_a_good_set(made, decode):
     assert contents(made) == before
     json.dumps(report.as_json())
     assert check(f"{made}.zip", decode=decode, jobs=2).problems == []
+
+
+def test_depth_maps_without_depth_are_found_by_every_step(made, tmp_path):
+    constant = np.full((16, 16), 700, np.uint16)
+    write_depth(made / "cat/1_depth.png", constant)
+    reason = "all its pixels are 700, so it holds no depth; make it again"
+    assert check(made, decode=True, jobs=1).problems == [Problem("cat/1_depth.png", reason)]
+    again = resize(made, tmp_path / "again", ResizeSettings(8), jobs=1)
+    merged = merge(made, made, tmp_path / "merged", jobs=1)
+    assert list(again.skipped) == list(merged.skipped) == ["cat/1.png"]
+    assert again.skipped["cat/1.png"].endswith(reason)
+    assert merged.skipped["cat/1.png"].endswith(reason)
+
+
+def test_an_unfinished_set_is_refused(made):
+    manifest = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    with pytest.raises(DataError, match="unfinished: run '3dgp data resize' again"):
+        check(made, jobs=1)
 
 
 def test_all_damage_is_reported_at_once(made):

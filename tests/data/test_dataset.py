@@ -108,6 +108,21 @@ def test_cached_items_equal_fresh_ones(tmp_path):
         assert all((a == b).all() for a, b in zip(cached[index], fresh[index], strict=True))
 
 
+def test_only_a_set_that_fits_whole_and_in_every_process_is_cached(tmp_path, monkeypatch):
+    names = write_set(tmp_path)
+    bytes_of_set = len(names) * 16 * 16 * 7
+
+    def reads(cache_bytes):
+        items = TrainingSet(tmp_path, resolution=16, cache_bytes=cache_bytes)
+        for _ in range(2):
+            items[0]
+        return len(items._cache)
+
+    assert (reads(bytes_of_set), reads(bytes_of_set - 1)) == (1, 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (reads(2 * bytes_of_set), reads(bytes_of_set)) == (1, 0)
+
+
 def test_all_problems_are_reported_at_once(tmp_path):
     names = write_set(tmp_path)
     (tmp_path / "c0" / "0_depth.png").unlink()

@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 from threedgp.data.images import (
     decode_depth,
     decode_image,
+    decode_usable_depth,
     encode_depth,
     encode_image,
     image_size,
@@ -271,6 +272,14 @@ def test_sixteen_bit_grey_tiff_where_zero_is_white():
     Image.fromarray(grey).save(buffer, "TIFF", tiffinfo={262: 0})
     assert (decode_depth(buffer.getvalue()) == 65535 - grey).all()
     assert (decode_image(buffer.getvalue())[..., 0] == (65535 - grey.astype(int) + 128) // 257).all()
+
+
+def test_a_map_that_says_the_same_everywhere_is_of_no_use():
+    for value in (0, 300):
+        with pytest.raises(DataError, match=f"all its pixels are {value}"):
+            decode_usable_depth(encode_depth(np.full((3, 4), value, np.uint16)))
+    assert decode_usable_depth(encode_depth(np.arange(12, dtype=np.uint16).reshape(3, 4)))[2, 3] == 11
+    assert decode_usable_depth(encode_depth(np.zeros((1, 1), np.uint16))).shape == (1, 1)
 
 
 def test_a_jpeg_without_its_end_marker_is_whole_and_one_without_pixels_is_not():

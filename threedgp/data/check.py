@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from threedgp.data.embeddings import Embeddings
-from threedgp.data.images import decode_depth, decode_image, read_header, verify_checksums
+from threedgp.data.images import decode_image, decode_usable_depth, read_header, verify_checksums
 from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, parse_labels
 from threedgp.data.source import (
     FolderSource,
@@ -206,7 +206,7 @@ def _look_at(source: ImageSource, name: str, decode: bool, is_depth: bool) -> tu
     if decode:
         data = source.read(name)
         header = read_header(data)
-        pixels = decode_depth(data) if is_depth else decode_image(data)
+        pixels = decode_usable_depth(data) if is_depth else decode_image(data)
         verify_checksums(data)
         return pixels.shape[:2], header.mode
     try:

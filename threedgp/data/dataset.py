@@ -7,6 +7,7 @@ number of loader processes gives the same stream.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,8 @@ class TrainingSet(torch.utils.data.Dataset):
         mirror: double the set by flipped copies (depth flipped too, yaw mirrored about `mean_yaw`).
         mean_yaw: None: the mean over the data.
         max_images: keep a seeded random subset.
-        cache_bytes: decoded pictures up to this size stay in memory (per process).
+        cache_bytes: a set that is not larger when decoded stays in memory; all loader workers and processes of a
+            machine together take no more than this.
 
     Raises:
         DataError: all that is missing or inconsistent, found by names and one header, in one message.
@@ -93,9 +95,9 @@ class TrainingSet(torch.utils.data.Dataset):
             raise DataError(f"{path} cannot be used for training: " + " ".join(problems))
         yaws = [self._angles[stem_of(name)][0] for name in self.names if stem_of(name) in self._angles]
         self.mean_yaw = float(np.mean(yaws)) if mean_yaw is None and yaws else (mean_yaw or 0.0)
-        bytes_per_item = resolution * resolution * (7 if use_depth else 3)
         self._cache: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._cached_items = cache_bytes // bytes_per_item
+        # A part of a set would be of little use: pictures come in random order.
+        self._copies_allowed = cache_bytes // (len(self.names) * resolution * resolution * (7 if use_depth else 3))
 
     def __len__(self) -> int:
         return len(self.names) * (2 if self.mirror else 1)
@@ -174,7 +176,9 @@ class TrainingSet(torch.utils.data.Dataset):
                 f"{self.source.root}: {name} or its depth map is not {size}x{size}. Find all: 3dgp data check --decode"
             )
         image = image.permute(2, 0, 1).contiguous()  # [3, S, S]
-        if len(self._cache) < self._cached_items:
+        worker = torch.utils.data.get_worker_info()
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * (worker.num_workers if worker else 1)
+        if processes <= self._copies_allowed:
             self._cache[row] = image, depth
         return image, depth
 

@@ -8,6 +8,7 @@ Imports stay at Pillow and NumPy because each worker process of a stage pays for
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ JPEG_END = b"\xff\xd9"
 PNG_OPTIONS = {"compress_level": 1, "compress_type": 3}  # 3: runs and Huffman codes only (Z_RLE)
 ORIENTATION_TAG = 0x0112
 TIFF_WIDTH, TIFF_LENGTH, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR = 256, 257, 258, 262, 284
+REASON_LENGTH = 200  # of a library's words, which may quote the file
 STRIP_ROWS = 256  # of 16-bit colour that are worked on at once
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,6 +43,7 @@ ORIENTATIONS = {
 
 # Pillow warns about what is handled here (bombs, damaged EXIF blocks, odd palettes): no noise from every worker.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def decode_image(data: bytes, background: tuple[int, int, int] = WHITE) -> np.ndarray:
@@ -159,6 +162,18 @@ def decode_depth(data: bytes, *, first_channel: bool = False) -> np.ndarray:
         raise
     except Exception as error:
         raise DataError(_reason(error)) from None
+
+
+def decode_usable_depth(data: bytes) -> np.ndarray:
+    """`decode_depth`, for a map that is going to be trained on: one that says the same everywhere says nothing.
+
+    Raises:
+        DataError: with the reason only.
+    """
+    depth = decode_depth(data)
+    if depth.size > 1 and depth.min() == depth.max():
+        raise DataError(f"all its pixels are {depth.flat[0]}, so it holds no depth; make it again")
+    return depth
 
 
 def encode_image(image: np.ndarray | Image.Image, suffix: str) -> bytes:
@@ -347,7 +362,7 @@ def _load_npy(data: bytes) -> np.ndarray:
 
 def _reason(error: Exception) -> str:
     """One short line for the manifest, in words a photographer understands."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = str(error).splitlines()[0][:REASON_LENGTH] if str(error) else type(error).__name__
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {MAX_PIXELS // 1_000_000} megapixels (a decompression bomb?)"
     if isinstance(error, Image.UnidentifiedImageError):

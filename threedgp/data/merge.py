@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from threedgp.data.images import decode_depth, encode_depth, image_size
+from threedgp.data.images import decode_usable_depth, encode_depth, image_size
 from threedgp.data.journal import Made, Recorder, relative, still_holds
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.source import (
@@ -179,7 +179,7 @@ def _merge_one(photos: FolderSource, output: Path, depth_is: DepthIs, pair: Pair
     except DataError as error:
         return pair, str(error)
     try:
-        pixels = decode_depth(files.read(depth))
+        pixels = decode_usable_depth(files.read(depth))
     except DataError as error:
         return pair, f"its depth map {pair.depth.name}: {error}"
     if pixels.shape != (height, width):

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from threedgp.data.images import (
-    decode_depth,
+    decode_usable_depth,
     encode_depth,
     encode_image,
     image_size,
@@ -269,7 +269,7 @@ def _resize_one(source: ImageSource, output: Path, settings: ResizeSettings, job
     depth = None
     if job.depth is not None:
         try:
-            depth = decode_depth(files.read(job.depth))
+            depth = decode_usable_depth(files.read(job.depth))
         except DataError as error:
             return Outcome(job, f"its depth map: {error}")
         if depth.shape != (height, width):
