@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-from tests.training.tiny_runs import context, free_port
+from tests.training.tiny_runs import become_worker, context
 from threedgp.errors import ThreeDGPError, UsageError
+from threedgp.launcher import MEETING
 from threedgp.processes import World, join_world
 
 
-def _work(rank: int, port: int, answers) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-    }
+def _work(rank: int, meeting, answers) -> None:
+    become_worker(rank, 2, meeting)
     with join_world("cpu") as world:
         same, own = torch.arange(5.0), torch.full((3,), float(rank))
         weights = torch.tensor([1.0, 2.0]) * (rank + 1)
@@ -30,7 +23,7 @@ def _work(rank: int, port: int, answers) -> None:
             "mean": world.mean(torch.tensor([2.0, float(rank)])).tolist(),
             "any": [world.any(False), world.any(rank == 1), world.any(True)],
             "share": world.share({"path": f"from {rank}"}),
-            "gather": world.gather([rank]),
+            "gather": world.gather([rank] * (1 + 100 * rank)),
             "broadcast": weights.tolist(),
         }
         world.require_equal({"same": same, "scalar": torch.tensor(2.5), "empty": torch.zeros(0)})
@@ -47,9 +40,9 @@ def _work(rank: int, port: int, answers) -> None:
     answers.put((rank, found))
 
 
-def test_two_processes_agree():
-    answers, port = context.Queue(), free_port()
-    processes = [context.Process(target=_work, args=(rank, port, answers)) for rank in range(2)]
+def test_two_processes_agree(tmp_path):
+    answers = context.Queue()
+    processes = [context.Process(target=_work, args=(rank, tmp_path / "meeting", answers)) for rank in range(2)]
     for process in processes:
         process.start()
     found = dict(answers.get(timeout=120) for _ in processes)
@@ -63,14 +56,16 @@ def test_two_processes_agree():
         assert answer["mean"] == [2.0, 0.5]
         assert answer["any"] == [False, True, True]
         assert answer["share"] == {"path": "from 0"}
-        assert answer["gather"] == [[0], [1]]
+        assert answer["gather"] == [[0], [1] * 101]
         assert answer["broadcast"] == [1.0, 2.0]
         assert "disagree about G.weight" in answer["error"]
         assert answer["order"]
 
 
-def test_one_process_needs_no_group(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+@pytest.mark.parametrize("foreign", [{}, {"WORLD_SIZE": "4"}, {"WORLD_SIZE": "4", "RANK": "2", "MASTER_ADDR": "x"}])
+def test_one_process_needs_no_group_whatever_the_cluster_has_set(monkeypatch, foreign):
+    for name, value in foreign.items():
+        monkeypatch.setenv(name, value)
     with join_world("cpu") as world:
         assert world == World(0, 1, torch.device("cpu"))
         assert world.sum(torch.tensor(3.0)).item() == 3.0
@@ -84,6 +79,7 @@ def test_one_process_needs_no_group(monkeypatch):
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {MEETING: "file:x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="finds only 1 GPUs"), join_world("cuda"):
         pass

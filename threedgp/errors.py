@@ -48,3 +48,12 @@ class MissingExtraError(UsageError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs the package '{package}'. Install it with: pip install 'threedgp[{extra}]'")
+
+
+def recreate(kind: str, text: str) -> ThreeDGPError:
+    """An error that another process has told of by the name of its class and its message."""
+    known = globals().get(kind)
+    kind_of_error = known if isinstance(known, type) and issubclass(known, ThreeDGPError) else ThreeDGPError
+    error = kind_of_error.__new__(kind_of_error)
+    Exception.__init__(error, text)
+    return error

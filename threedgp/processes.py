@@ -1,13 +1,15 @@
-"""One process among several: who am I, and the few collective operations training needs.
+"""One process among several: who am I, and the few collective operations that training and scores need.
 
-Works with torchrun's environment variables (NCCL on GPUs, gloo on CPUs) and, unchanged, in a single process.
+Works in the processes that `threedgp.launcher` starts, in torchrun's (NCCL on GPUs, gloo on CPUs) and, unchanged, in a
+single process. Values go from process to process as JSON, never as pickles.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from threedgp.errors import ThreeDGPError, UsageError
+from threedgp.launcher import MEETING, place
 
 TIMEOUT = datetime.timedelta(minutes=30)  # metrics on rank 0 may keep the others waiting
 
@@ -55,20 +58,23 @@ class World:
                 dist.broadcast(tensor, 0)
 
     def share(self, value: Any) -> Any:
-        """Rank 0's small Python value (numbers, strings, lists, dicts) on every process."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
-        return box[0]
+        """Rank 0's small value on every process, as JSON brings it: numbers, strings, lists, dicts with string keys."""
+        return self.gather(value if self.is_main else None)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's small Python value, by rank."""
+        """Every process's small value, by rank, as JSON brings it."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = torch.tensor([len(text)])
+        lengths = [torch.zeros_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length)
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(text)] = text
+        texts = [torch.zeros_like(padded) for _ in range(self.size)]
+        dist.all_gather(texts, padded)
+        return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -108,9 +114,21 @@ def _fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     return (data * weights).sum()
 
 
+def _store(size: int) -> dist.Store | None:
+    """Where the processes exchange their addresses; None: where torchrun's environment says."""
+    kind, _, where = os.environ.get(MEETING, "").partition(":")
+    if kind == "file":
+        return dist.FileStore(where, size)
+    if kind == "tcp":
+        host, _, port = where.rpartition(":")
+        store = dist.TCPStore(host, int(port), is_master=False, timeout=TIMEOUT)
+        return dist.PrefixStore("training", store)
+    return None
+
+
 @contextmanager
-def join_world(device: str | None = None):
-    """Join the processes that torchrun started (or be the only one) and leave at the end; yields a `World`.
+def join_world(device: str | None = None) -> Iterator[World]:
+    """Join the processes that were started together (or be the only one) and leave at the end; yields a `World`.
 
     Args:
         device: `cpu` or `cuda`; default: cuda where there is one.
@@ -118,8 +136,7 @@ def join_world(device: str | None = None):
     Raises:
         UsageError: more processes on this machine than GPUs, or no GPU although cuda was asked for.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, size, local_rank = place()
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda":
         count = torch.cuda.device_count()
@@ -128,7 +145,8 @@ def join_world(device: str | None = None):
         torch.cuda.set_device(local_rank)
     world = World(rank, size, torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu"))
     if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store(size), rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield world
     finally:

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from threedgp.cores import available_cores
 from threedgp_cli.console import JsonOption, WorkspaceOption, print_json, show, table
 
 EXTRAS = {
@@ -72,7 +73,7 @@ def _devices() -> list[Finding]:
 
     from threedgp.ops import native
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     low = "computes bfloat16" if native.CPU_COMPUTES_BFLOAT16 else "no bfloat16, so float32 is used in its place"
     found = [Finding("cpu", GOOD, f"{cores} cores, {torch.get_num_threads()} threads used, {_memory()}, {low}")]
     if not torch.cuda.is_available():

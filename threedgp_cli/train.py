@@ -243,7 +243,7 @@ def _start(run: Any, plan: Any, cluster: Any, json_output: bool) -> None:
 def _train(run: Any, options: Any) -> int | None:
     """Train until the end or until asked to stop; returns the signal that asked, if one did."""
     from threedgp.launch.here import StopRequest, stop_on_signals, train_here
-    from threedgp.launch.torchrun import run_workers
+    from threedgp.launch.several import run_workers
     from threedgp.runs.run import STOP_FILE
 
     def announce() -> None:

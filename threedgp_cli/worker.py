@@ -1,4 +1,4 @@
-"""One of the processes that torchrun starts for a run; people use `3dgp train` instead."""
+"""One of the processes that share a run's training; people use `3dgp train` instead."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import os
 import sys
 from pathlib import Path
 
+from threedgp.cores import share_cores
+from threedgp.launcher import place, report_failure
 from threedgp_cli.console import progress
 
 
 def main(folder: str, options: str = "{}") -> int:
     """Train the run in `folder` with the launch options given as JSON; returns the exit code."""
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_this_machine)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
     from threedgp.errors import ThreeDGPError
     from threedgp.launch.here import LaunchOptions, StopRequest, stop_on_signals, train_here
-    from threedgp.launch.torchrun import end_with_parent, report_failure
     from threedgp.progress import NULL_PROGRESS
     from threedgp.runs.run import STOP_FILE, Run
 
-    end_with_parent()
     run = Run(Path(folder))
-    shown = progress() if os.environ.get("RANK", "0") == "0" else NULL_PROGRESS
+    shown = progress() if place().rank == 0 else NULL_PROGRESS
     with stop_on_signals(StopRequest(run.folder / STOP_FILE)) as request:
         try:
             train_here(run, LaunchOptions(**json.loads(options)), request, shown)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -14,12 +13,11 @@ from PIL import Image
 
 from tests.data.photos import break_photos, contents, make_photos, run_and_kill
 from tests.pretrained.filled import filled
-from threedgp.data import depth_worker, shards
 from threedgp.data.depth import run_depth
 from threedgp.data.images import decode_depth, decode_image
+from threedgp.data.shards import run_shards
 from threedgp.data.source import open_source
 from threedgp.errors import DataError, ThreeDGPError, UsageError, WeightsError
-from threedgp.files import write_json
 from threedgp.pretrained.depth_estimators import EstimatorSpec, LeReSEstimator, choose_estimator
 from threedgp.pretrained.leres import LeReS, postprocess
 
@@ -62,7 +60,6 @@ def test_maps_are_kept_until_their_photo_changes(estimated, tmp_path):
 def test_killed_and_run_again_gives_the_same_bytes(estimated):
     root = estimated[0]
     code = f"""
-from threedgp.data import depth_worker, shards
 from threedgp.data.depth import run_depth
 from threedgp.files import write_json
 from threedgp.pretrained.depth_estimators import EstimatorSpec
@@ -91,21 +88,15 @@ def test_several_processes_give_the_same_bytes(estimated):
     assert contents(root / "sharded") == contents(root / "depth")
 
 
-def test_an_error_in_a_shard_is_told_in_its_own_words(tmp_path, monkeypatch):
+def test_an_error_in_a_shard_is_told_in_its_own_words(tmp_path):
     job = {"source": str(tmp_path / "nowhere"), "target": "t", "spec": {"name": "synthetic"}, "device": "cpu"}
-    write_json(tmp_path / "job.json", job)
-    monkeypatch.setattr("sys.argv", ["worker", str(tmp_path)])
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    shards.shard_main(depth_worker.work)
     with pytest.raises(ThreeDGPError, match="nowhere does not exist"):
-        list(shards._follow(subprocess.Popen(["true"]), tmp_path, processes=2))
+        list(run_shards("threedgp.data.depth_worker", job, 2, tmp_path / "shards"))
 
 
-def test_a_shard_that_is_killed_is_told(tmp_path):
-    process = subprocess.Popen(["false"])
+def test_a_shard_that_fails_without_a_word_is_told(tmp_path):
     with pytest.raises(ThreeDGPError, match=r"ended with code 1.*Finished work is kept"):
-        list(shards._follow(process, tmp_path, processes=1))
+        list(run_shards("threedgp.no_such_module", {}, 1, tmp_path / "shards"))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.training.small import tiny_profile
 from threedgp.config.workspace import Workspace
 from threedgp.files import write_json
 from threedgp.launch.here import LaunchOptions, train_here
+from threedgp.launcher import MEETING
 from threedgp.progress import NullProgress
 from threedgp.runs import catalog, checkpoint
 from threedgp.runs.run import Run
@@ -117,14 +119,20 @@ class Disturbance:
     stop_at: int | None = None
 
 
-def _train(folder: str, rank: int, size: int, port: int, disturbance: Disturbance) -> None:
+def become_worker(rank: int, size: int, meeting: Path) -> None:
+    """Be one of several processes from here on, as `threedgp.launcher` would have it."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
+        MEETING: f"file:{meeting}",
+        "GLOO_SOCKET_IFNAME": "lo",
     }
+
+
+def _train(folder: str, rank: int, size: int, meeting: Path, disturbance: Disturbance) -> None:
+    if size > 1:
+        become_worker(rank, size, meeting)
     stop = StopAt(disturbance.stop_at)
     progress = stop if disturbance.kill_at is None else KillAt(disturbance.kill_at)
     if disturbance.kill_in_write is not None:
@@ -141,8 +149,8 @@ def free_port() -> int:
 
 def start(run: Run, processes: int = 1, **disturbance: int) -> list[multiprocessing.Process]:
     """Start training a run in processes of its own."""
-    port = free_port()
-    arguments = [(str(run.folder), rank, processes, port, Disturbance(**disturbance)) for rank in range(processes)]
+    meeting = Path(tempfile.mkdtemp()) / "meeting"
+    arguments = [(str(run.folder), rank, processes, meeting, Disturbance(**disturbance)) for rank in range(processes)]
     started = [context.Process(target=_train, args=args) for args in arguments]
     for process in started:
         process.start()

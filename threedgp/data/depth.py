@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from threedgp.colormap import depth_colormap
-from threedgp.data.ahead import available_cores, map_ahead
+from threedgp.cores import available_cores
+from threedgp.data.ahead import map_ahead
 from threedgp.data.images import decode_image, encode_depth, write_image
 from threedgp.data.journal import Journal, Made, Recorder, parse_made, still_holds
 from threedgp.data.shards import run_shards

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from threedgp.data.ahead import available_cores
+from threedgp.cores import available_cores
 from threedgp.data.features import compute_features, find_or_build
 from threedgp.data.source import open_source
 from threedgp.data.stage import Stage, StageReport, plain_os_errors

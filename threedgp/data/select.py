@@ -17,7 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from threedgp.data.ahead import available_cores, map_ahead
+from threedgp.cores import available_cores
+from threedgp.data.ahead import map_ahead
 from threedgp.data.features import FeatureTable, compute_features, find_or_build
 from threedgp.data.images import write_bytes
 from threedgp.data.journal import Journal, Made, Recorder, digest, make_place, still_holds

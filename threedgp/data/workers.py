@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import islice, takewhile
 from typing import Any, Literal, TypeVar
 
+from threedgp.cores import available_cores
 from threedgp.data.ahead import map_ahead
 from threedgp.data.stage import plain_os_errors
 from threedgp.errors import DataError, UsageError
@@ -59,10 +60,10 @@ def parallel(
 def _local(function: Callable[[Item], Result], items: Iterable[Item], jobs: int | None) -> Iterator[Result]:
     from multiprocessing import resource_tracker
 
-    from joblib import Parallel, cpu_count, delayed
+    from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    jobs = jobs or cpu_count()
+    jobs = jobs or available_cores()
     if not _shared_memory_serves(jobs):
         # Worker processes need a few pages of /dev/shm; threads need none, and pictures are decoded beside the lock.
         yield from map_ahead(function, items, jobs, 3 * jobs)

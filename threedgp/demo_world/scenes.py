@@ -26,6 +26,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from threedgp.colormap import depth_colormap
+from threedgp.cores import available_cores
 from threedgp.data.images import write_image
 from threedgp.demo_world.render import CLASSES, FAR, NEAR, Scene, render_scene
 from threedgp.errors import DataError, UsageError
@@ -201,7 +202,7 @@ def _claim(root: Path, settings: dict, count: int) -> None:
 def _rendered(root: Path, count: int, settings: dict, jobs: int | None) -> Iterator[tuple[dict, bool]]:
     """The record of each image in order, and whether it had to be rendered."""
     tasks = [range(first, min(first + IMAGES_PER_TASK, count)) for first in range(0, count, IMAGES_PER_TASK)]
-    workers = min(jobs or joblib.cpu_count(), len(tasks))
+    workers = min(jobs or available_cores(), len(tasks))
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
     for batch in parallel(joblib.delayed(_write_some)(root, task, settings) for task in tasks):
         yield from batch

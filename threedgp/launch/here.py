@@ -1,7 +1,7 @@
 """Training in this process, and the ways to ask it to stop.
 
 The run folder says everything a process needs. Stopping is a request, not a kill: all processes finish the iteration,
-write a checkpoint together and end normally. `threedgp.launch.torchrun` starts several processes,
+write a checkpoint together and end normally. `threedgp.launch.several` starts several processes,
 `threedgp.launch.slurm` jobs on a cluster.
 """
 
@@ -116,7 +116,7 @@ def stop_on_signals(request: StopRequest, announce: Callable[[], None] = lambda:
 def train_here(
     run: Run, options: LaunchOptions, request: StopRequest, progress: Progress = NULL_PROGRESS
 ) -> TrainingResult:
-    """Train in this process, as the only one or as one of those torchrun started.
+    """Train in this process, as the only one or as one of several.
 
     Continues from the newest intact checkpoint if the run has one, so the same command can be repeated.
 

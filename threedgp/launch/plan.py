@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from threedgp.config.profile import override_profile, save_profile
 from threedgp.config.rules import batch_split
 from threedgp.config.schema import Profile
 from threedgp.config.workspace import Workspace
+from threedgp.cores import available_cores
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import CheckpointError, ConfigError, UsageError
 from threedgp.launch.here import LaunchOptions, record_data, require_same_data, training_data
@@ -173,7 +173,7 @@ def cpu_processes(profile: Profile, cores: int | None = None) -> int:
         cores: those of this machine by default.
     """
     group = profile.model.discriminator.mbstd_group_size or profile.training.batch_size
-    for count in range(cores or os.cpu_count() or 1, 1, -1):
+    for count in range(cores or available_cores(), 1, -1):
         try:
             _, micro_batch, _ = batch_split(profile, count)
         except ConfigError:
@@ -215,8 +215,8 @@ def plan_run(
     notes = []
     if options.device == "cpu" and profile.gpus > 1:
         notes.append(f"This profile was chosen for {profile.gpus} GPUs; on a CPU it will take very long.")
-    if options.device == "cpu" and options.processes > (os.cpu_count() or 1):
-        notes.append(f"There are more processes than cores ({os.cpu_count()}).")
+    if options.device == "cpu" and options.processes > (available_cores()):
+        notes.append(f"There are more processes than cores ({available_cores()}).")
     if len(dataset) < profile.training.batch_size:
         notes.append(f"The training set ({len(dataset)} items) is smaller than one batch.")
     return Plan(

@@ -264,7 +264,8 @@ def _score_once(
 ) -> Result:
     """`_score` on the first process, its answer or its error on all."""
     first = world.rank == 0
-    return world.share(together(world, lambda: _score(spec, bank, real, seed, progress) if first else None))
+    values, settings = world.share(together(world, lambda: _score(spec, bank, real, seed, progress) if first else None))
+    return values, settings
 
 
 def _score(spec: MetricSpec, bank: Bank, real: Bank | None, seed: int, progress: Progress) -> Result:

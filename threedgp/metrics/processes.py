@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from threedgp.errors import ThreeDGPError
+from threedgp.errors import ThreeDGPError, recreate
 
 T = TypeVar("T")
 
@@ -54,18 +54,21 @@ SINGLE = SingleProcess()
 
 
 def together(world: Processes, function: Callable[[], T]) -> T:
-    """Run `function` on this process; if it fails with a `ThreeDGPError` on any, that error is raised on all.
+    """Run `function` on this process; if it fails with a `ThreeDGPError` on any, all raise one that says the same.
 
     Otherwise the healthy processes would wait for the failed one, or report a cut connection instead of the reason.
     """
     if world.size == 1:
         return function()
-    value, error = None, None
+    value, problem = None, None
     try:
         value = function()
-    except ThreeDGPError as problem:
-        error = problem
-    first = next((problem for problem in world.gather(error) if problem is not None), None)
+    except ThreeDGPError as error:
+        problem = error
+    told = world.gather(None if problem is None else [type(problem).__name__, str(problem)])
+    if problem is not None:
+        raise problem
+    first = next((report for report in told if report is not None), None)
     if first is not None:
-        raise first
+        raise recreate(*first)
     return value
