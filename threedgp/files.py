@@ -119,13 +119,17 @@ def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor]) -> None:
         temporary.chmod(NEW_FILE_MODE)
 
 
+class IrregularFileError(DataError):
+    """A pipe or device where a file was expected."""
+
+
 def open_regular(path: Path | str) -> BinaryIO:
     """Open a file from outside for reading, if it is a regular one.
 
     A pipe would make us wait for ever, a device such as /dev/zero never end.
 
     Raises:
-        DataError: it is no regular file.
+        IrregularFileError: it is no regular file.
         OSError: it is missing or may not be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -133,7 +137,7 @@ def open_regular(path: Path | str) -> BinaryIO:
         os.close(descriptor)
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-        raise DataError(f"{path} is not a regular file.")
+        raise IrregularFileError(f"{path} is not a regular file.")
     return open(descriptor, "rb")
 
 

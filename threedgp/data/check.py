@@ -25,8 +25,6 @@ from threedgp.errors import DataError
 from threedgp.files import parse_json
 from threedgp.progress import NULL_PROGRESS, Progress
 
-ROWS_AT_ONCE = 4096  # embedding rows looked at for NaN in one piece
-
 
 class Problem(NamedTuple):
     """One thing that is wrong: which file (relative to the set), and what."""

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from threedgp.errors import DataError
-from threedgp.files import open_regular, parse_json
+from threedgp.files import IrregularFileError, open_regular, parse_json
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -286,9 +286,11 @@ def read_file(path: Path, count: int = -1) -> bytes:
     """The whole file, or its first `count` bytes. Raises `DataError` with the reason when that is impossible."""
     try:
         with open_regular(path) as file:
-            if count < 0 and os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-            return file.read(count)
+            if count >= 0 or os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES:
+                return file.read(count)
+        raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+    except IrregularFileError:
+        raise DataError("not a regular file") from None
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})") from None
 
