@@ -307,11 +307,14 @@ def test_one_start_at_a_time_changes_a_run(workspace, profile):
 
 def test_children_do_not_keep_a_lock(workspace, profile):
     run = Run.create(workspace, profile)
+    ready, done = os.pipe()
     with run.lock():
         child = os.fork()
         if child == 0:
-            time.sleep(30)
+            os.write(done, b"x")
+            time.sleep(60)
             os._exit(0)
+        os.read(ready, 1)
     try:
         assert run.holder() is None
         with run.lock():

@@ -215,9 +215,7 @@ def require_same_data(run: Run, dataset: TrainingSet, given: str | None) -> None
     file = run.folder / DATA_FILE
     before = read_json(file) if file.is_file() else {}
     now = dataset.identity()
-    if (
-        "fingerprint" not in before or before["fingerprint"] == now["fingerprint"]
-    ):  # earlier versions kept the path only
+    if before.get("fingerprint", now["fingerprint"]) == now["fingerprint"]:  # earlier versions kept the path only
         return
     was = f"Run '{run.name}' was trained on other data than {dataset.source.root} holds now: "
     if dataset.num_classes and before.get("classes") != now["classes"]:
