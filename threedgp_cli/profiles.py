@@ -43,7 +43,7 @@ def show_profile(
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Show a profile with every value resolved."""
+    """Show a profile with every value; null follows from the others, as `3dgp profiles explain` says."""
     from threedgp.config.profile import flatten, load_profile, profile_yaml
 
     profile = load_profile(name, overrides or [])
@@ -61,6 +61,23 @@ def show_profile(
         print_json(profile.model_dump())
     else:
         say(profile_yaml(profile).rstrip())
+
+
+@app.command("explain")
+def explain_key(
+    key: Annotated[str, typer.Argument(help="A setting or a section, such as training.batch_size or loss.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Say what a setting means, which values it takes, and its default; for a section, of all its settings."""
+    from threedgp.config.profile import explain
+
+    settings = explain(key)
+    if json_output:
+        print_json([setting._asdict() for setting in settings])
+        return
+    for setting in settings:
+        default = "null" if setting.default is None else setting.default
+        say(f"{setting.key} = {default}\n    {setting.meaning}; {setting.values}")
 
 
 def _show_model(profile, json_output: bool) -> None:

@@ -10,12 +10,12 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from threedgp.config.retired import modernize, underive
+from threedgp.config.retired import current_name, modernize, underive
 from threedgp.config.rules import problems
 from threedgp.config.schema import Profile
 from threedgp.errors import ConfigError, DataError
@@ -30,19 +30,20 @@ TEXT_KEYS = ("name", "description", "dataset", "embedder")  # their values are t
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core types: `no`, `1:30` and `2020-01-01` are text, `010` is ten and `1e-4` a number.
 
-    Refused are keys given twice, which would silently override, keys that are not text, and aliases, with which a few
-    lines grow without bound.
+    Refused are keys given twice, which would silently override, keys that are not text, tags, and aliases, with which
+    a few lines grow without bound.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way)
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise self._error("aliases (*name) are not understood; share settings with extends", self.peek_event())
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            raise self._error("aliases (*name) and tags (!name) are not understood", event)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self._error("too many levels", self.peek_event())
+            raise self._error("too many levels", event)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -259,11 +260,15 @@ def _describe(problem: Mapping[str, Any]) -> str:
     location = [str(part) for part in problem["loc"]]
     path = _shorten(".".join(location))
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, all_keys(), n=1, cutoff=0.0)
-        same_name = [key for key in all_keys() if key.split(".")[-1] == location[-1]]
-        hint = same_name[0] if len(same_name) == 1 else near[0] if near else None
-        return f"Unknown key '{path}'." + (f" Did you mean '{hint}'?" if hint else "")
+        return _unknown(path)
     return f"{path}: {problem['msg'].lower()}, but it is {_shorten(repr(problem.get('input')))}."
+
+
+def _unknown(path: str) -> str:
+    keys = all_keys()
+    same_name = [key for key in keys if key.split(".")[-1] == path.split(".")[-1]]
+    near = same_name if len(same_name) == 1 else difflib.get_close_matches(path, keys, n=1, cutoff=0.0)
+    return f"Unknown key '{path}'." + (f" Did you mean '{near[0]}'?" if near else "")
 
 
 def all_keys(section: type[BaseModel] = Profile, prefix: str = "") -> list[str]:
@@ -274,6 +279,52 @@ def all_keys(section: type[BaseModel] = Profile, prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += all_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+class Setting(NamedTuple):
+    """One setting of the schema: what it is, the values it takes, and what it is if nobody chooses."""
+
+    key: str
+    meaning: str
+    values: str
+    default: Any
+
+
+def explain(key: str) -> list[Setting]:
+    """The setting of this key path, or all settings of this section.
+
+    Raises:
+        ConfigError: there is no such key; names the nearest one, or the one of today for an earlier version's.
+    """
+    key = current_name(key)
+    wanted = [name for name in all_keys() if name == key or name.startswith(f"{key}.")]
+    if not wanted:
+        raise ConfigError(_unknown(key))
+    defaults = flatten(load_profile("base"))
+    return [_setting(name, defaults[name]) for name in wanted if name in defaults]
+
+
+def _setting(key: str, default: Any) -> Setting:
+    *sections, last = key.split(".")
+    owner: Any = Profile
+    for section in sections:
+        owner = owner.model_fields[section].annotation
+    field = owner.model_json_schema()["properties"][last]
+    values = [_values(kind) for kind in field.get("anyOf", [field])]
+    return Setting(key, field.get("description", ""), " or ".join(values), default)
+
+
+def _values(kind: Mapping[str, Any]) -> str:
+    """What a JSON schema allows, in words."""
+    if "enum" in kind:
+        return ", ".join(map(str, kind["enum"]))
+    if kind["type"] == "array":
+        return f"list of: {_values(kind['items'])}"
+    name = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text"}
+    text = name.get(kind["type"], kind["type"])
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{word} {kind[bound]:.10g}" for bound, word in bounds.items() if bound in kind]
+    return f"{text} {' and '.join(limits)}".rstrip()
 
 
 def flatten(profile: Profile) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from threedgp.errors import ConfigError
+
 RENAMED = {
     "training.val_every": "training.metric_ticks",
     "training.divergence.generator_loss_ticks": "training.divergence.patience",
@@ -86,6 +88,17 @@ def _modernize(tree: Mapping[str, Any], prefix: str, found: list[str]) -> dict[s
         else:
             result[key] = _modernize(value, f"{path}.", found) if isinstance(value, Mapping) else value
     return result
+
+
+def current_name(path: str) -> str:
+    """Today's name of a key path.
+
+    Raises:
+        ConfigError: it is ignored now.
+    """
+    if path in RETIRED:
+        raise ConfigError(f"{path} is ignored: {RETIRED[path]}.")
+    return RENAMED.get(path) or CONVERTED.get(path, (path,))[0]
 
 
 def underive(tree: Mapping[str, Any]) -> dict[str, Any]:

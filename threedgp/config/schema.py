@@ -124,7 +124,7 @@ class CameraConfig(Section):
     fov: ScalarPriorConfig = ScalarPriorConfig(dist="uniform", min=10.0, max=45.0)
     radius: ScalarPriorConfig = ScalarPriorConfig(dist="normal", mean=1.0, std=0.0)
     look_at: LookAtPriorConfig = LookAtPriorConfig()
-    data_mean: list[float] | None = Field(
+    data_mean: list[Annotated[float, Field(ge=-1e6, le=1e6)]] | None = Field(
         None,
         min_length=5,
         max_length=5,
