@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from threedgp_cli.console import JsonOption, print_json, progress, say, show, table
+from threedgp_cli.console import JsonOption, SetOption, WorkspaceOption, print_json, progress, say, show, table
+from threedgp_cli.render import BatchOption, DeviceOption, SizeOption, TargetArgument, WhichOption, load_model
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+
+RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, help="Runs of each way, of which one number is made.")]
+RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Runs of each way, alternating.")]
 
 
 @app.command()
@@ -17,31 +22,219 @@ def data(
     count: Annotated[int, typer.Option("-n", "--count", min=8, help="Photos of 2000x1500 (4x as many small).")] = 96,
     size: Annotated[int, typer.Option("-s", "--size", min=1, help="Side of the resized images.")] = 256,
     jobs: Annotated[list[int] | None, typer.Option("-j", "--jobs", min=1, show_default="1 and 2")] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Best of so many runs.")] = 3,
+    repeats: RepeatsOption = 3,
     scratch: Annotated[Path | None, typer.Option("--scratch", help="Folder for temporary files.")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Images a second of every data stage, on photos made for it, beside a plain Pillow script."""
     from threedgp.benchmarks.bench_data import bench_data
 
-    workers = tuple(jobs or (1, 2))
-    timings = list(
-        bench_data(count=count, size=size, jobs=workers, repeats=repeats, scratch=scratch, progress=progress())
-    )
-    if json_output:
-        print_json([{**timing._asdict(), "ratio": timing.ratio} for timing in timings])
+    options = {"count": count, "size": size, "jobs": tuple(jobs or (1, 2)), "repeats": repeats, "scratch": scratch}
+    timings = list(bench_data(**options, progress=progress()))
     rows = [
         (
             timing.stage,
             timing.photos,
             timing.jobs,
             f"{timing.images_per_second:.1f}",
-            f"{timing.plain_per_second:.1f}" if timing.plain_per_second else "",
-            f"{timing.ratio:.2f}x" if timing.ratio else "",
-            "" if timing.psnr is None else "exact" if timing.psnr == float("inf") else f"{timing.psnr:.1f} dB",
+            _number(timing.plain_per_second, ".1f"),
+            _number(timing.ratio, ".2f", "x"),
+            "exact" if timing.psnr == float("inf") else _number(timing.psnr, ".1f", " dB"),
         )
         for timing in timings
     ]
     columns = ["stage", "photos", "jobs", "images/s", "plain images/s", "ratio", "loss (PSNR)"]
-    show(table(f"Data stages, to {size}x{size} PNG", columns, rows, right=(2, 3, 4, 5)), json_output=json_output)
+    _report(f"Data stages, to {size}x{size} PNG", columns, rows, [_with_ratio(t) for t in timings], json_output, 2)
     say("plain: Pillow's open, crop, Lanczos and save with their defaults, in joblib.", json_output=json_output)
+
+
+@app.command("eval")
+def metrics(
+    dims: Annotated[int, typer.Option("--dims", min=16, max=8192, help="Feature dimensions.")] = 2048,
+    repeats: RepeatsOption = 3,
+    json_output: JsonOption = False,
+) -> None:
+    """Time the metrics; the Frechet distance beside scipy's matrix square root."""
+    from threedgp.benchmarks.bench_metrics import bench_metrics
+
+    timings = list(bench_metrics(dims=dims, repeats=repeats, progress=progress()))
+    rows = [
+        (
+            timing.work,
+            f"{timing.seconds:.3f}",
+            _number(timing.plain_seconds, ".3f"),
+            _number(timing.ratio, ".1f", "x"),
+            _number(timing.difference, ".1e"),
+        )
+        for timing in timings
+    ]
+    columns = ["work", "seconds", "usual way", "ratio", "difference"]
+    _report("Metrics", columns, rows, [_with_ratio(timing) for timing in timings], json_output)
+
+
+@app.command()
+def ops(rounds: RoundsOption = 7, json_output: JsonOption = False) -> None:
+    """Time the fused CPU operations beside their plain PyTorch forms."""
+    from threedgp.benchmarks.bench_ops import bench_ops
+    from threedgp.errors import UsageError
+    from threedgp.ops import native
+    from threedgp.ops.allocator import keep_memory
+
+    keep_memory()
+    if not native.available():
+        raise UsageError("There are no native operations to compare: get a C++ compiler (g++), unset THREEDGP_NATIVE.")
+    timings = list(bench_ops(rounds=rounds, progress=progress()))
+    rows = [
+        (
+            timing.name,
+            f"{timing.plain_forward:.2f}",
+            f"{timing.forward:.2f}",
+            f"{timing.forward_ratio:.1f}x",
+            f"{timing.plain_both:.2f}",
+            f"{timing.both:.2f}",
+            f"{timing.ratio:.1f}x",
+        )
+        for timing in timings
+    ]
+    columns = ["operation", "plain forward ms", "fast", "speed", "plain with backward ms", "fast", "speed"]
+    result = [_with_ratio(timing) | {"forward_ratio": timing.forward_ratio} for timing in timings]
+    _report("Operations in float32", columns, rows, result, json_output)
+
+
+@app.command()
+def render(
+    target: TargetArgument = None,
+    checkpoint: WhichOption = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="Time this profile's untrained model instead of a run's.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, max=64, help="Tiles of the video.")] = 4,
+    frames: Annotated[int, typer.Option("--frames", min=2, help="Of the video.")] = 32,
+    size: SizeOption = None,
+    batch: BatchOption = None,
+    device: DeviceOption = None,
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Time a video of a model: pictures a second, and the share of time inside the networks."""
+    from threedgp.benchmarks.bench_render import bench_render
+    from threedgp.config.profile import load_profile
+    from threedgp.config.workspace import Workspace
+    from threedgp.errors import UsageError
+    from threedgp.inference.model import TrainedModel, choose_device
+    from threedgp.inference.settings import complete_settings
+
+    if profile is None:
+        model = load_model(Workspace.find(workspace), target, checkpoint, None, None, device, progress())
+    elif target is not None or checkpoint is not None:
+        raise UsageError("--profile times an untrained model: leave the run and --checkpoint out.")
+    else:
+        model = TrainedModel.untrained(load_profile(profile), choose_device(device))
+    given = {"seeds": list(range(samples)), "size": size, "motion": {"num_frames": frames}, "per_file": samples}
+    given |= {"batch": batch} if batch else {}
+    settings = complete_settings("video", given, batch=model.profile.training.test_batch_gpu)
+    speed = bench_render(model, settings, progress())
+    total = speed.seconds["total"]
+    rest = 2 * total - sum(speed.seconds[part] for part in ("network", "compose", "encode", "total"))
+    parts = [*list(speed.seconds.items())[:-1], ("rest", rest), ("total", total)]
+    rows = [(part, f"{spent:.2f}", f"{100 * spent / total:.1f} %") for part, spent in parts]
+    title = f"{speed.frames} frames of {speed.samples} samples at {speed.size}x{speed.size} on {model.device}"
+    result = {
+        "device": str(model.device),
+        "samples": speed.samples,
+        "frames": speed.frames,
+        "size": speed.size,
+        "batch": settings.batch,
+        "pictures_per_second": speed.pictures_per_second,
+        "network_share": speed.network_share,
+        "seconds": speed.seconds,
+        "saved_by_planes": speed.saved_by_planes,
+    }
+    _report(title, ["part", "seconds", "share"], rows, result, json_output)
+    say(
+        f"{speed.pictures_per_second:.1f} pictures/s; with planes made for every frame it would take "
+        f"{speed.saved_by_planes:.2f} times as long.",
+        json_output=json_output,
+    )
+
+
+@app.command()
+def train(
+    profile: Annotated[str, typer.Option("--profile", "-p", help="A profile's name, or a YAML file.")] = "demo64",
+    overrides: SetOption = None,
+    rounds: RoundsOption = 10,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; `train --procs` gives each process its share.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Time training iterations: plain PyTorch, and the fast paths in float32 and bfloat16.
+
+    Images are random numbers, so no data set is needed. The limit is what the convolutions and matrix products of an
+    iteration would take alone, each measured at its shape.
+    """
+    from threedgp.config.profile import load_profile
+    from threedgp.errors import UsageError
+
+    resolved = load_profile(profile, list(overrides or []))
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be cpu or cuda, not {device}.")
+
+    import torch
+
+    from threedgp.benchmarks.bench_train import bench_train
+    from threedgp.ops import native
+    from threedgp.ops.allocator import keep_memory
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda needs a GPU, and PyTorch finds none here.")
+    if device == "cpu":
+        keep_memory()
+        native.available()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    bench = bench_train(resolved, device=device, rounds=rounds, progress=progress())
+    paths = bench.paths()
+    rows = [
+        (
+            path["name"],
+            f"{path['seconds_per_iteration'] * 1e3:.0f}",
+            f"{path['images_per_second']:.1f}",
+            f"{path['ratio_to_plain']:.2f}x",
+            f"{path['flops_per_second'] / 1e9:.0f}",
+            f"{path['limit_flops_per_second'] / 1e9:.0f}",
+            f"{path['fraction_of_limit']:.0%}",
+            f"{path['peak_bytes'] / 2**20:.0f}",
+        )
+        for path in paths
+    ]
+    batch, threads = resolved.training.batch_size, torch.get_num_threads()
+    title = f"One iteration of {resolved.name} on {device}, batch {batch}, {threads} CPU threads"
+    columns = ["path", "ms", "images/s", "speed", "GFLOP/s", "limit", "reached", "peak MiB"]
+    result = {"profile": resolved.name, "device": device, "threads": threads, "batch_size": batch}
+    _report(title, columns, rows, result | {"paths": paths, "parts_seconds": bench.parts}, json_output)
+    total = sum(bench.parts.values())
+    parts = [(name, f"{seconds * 1e3:.1f}", f"{seconds / total:.0%}") for name, seconds in bench.parts.items()]
+    show(table(None, ["part of the fastest", "ms", "share"], parts, right=(1, 2)), json_output=json_output)
+    say(
+        "limit: GFLOP/s of each convolution and matrix product of an iteration alone, at its shape.",
+        json_output=json_output,
+    )
+
+
+def _report(
+    title: str, columns: list[str], rows: Sequence[tuple], result: Any, json_output: bool, first_number: int = 1
+) -> None:
+    """Show a table whose columns are numbers from `first_number` on; with --json, print the result as an object too."""
+    if json_output:
+        print_json(result)
+    show(table(title, columns, rows, right=range(first_number, len(columns))), json_output=json_output)
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
+
+
+def _with_ratio(timing: Any) -> dict[str, Any]:
+    return timing._asdict() | {"ratio": timing.ratio}

@@ -8,9 +8,6 @@ import typer
 
 from threedgp_cli import (
     bench,
-    bench_eval,
-    bench_render,
-    bench_train,
     class_scores,
     data,
     demo,
@@ -40,9 +37,6 @@ runs.register(app)
 class_scores.register(evaluate.app)
 app.add_typer(evaluate.app, name="eval", rich_help_panel=RESULT_PANEL)
 app.add_typer(render.app, name="render", rich_help_panel=RESULT_PANEL)
-bench_eval.register(bench.app)
-bench_render.register(bench.app)
-bench_train.register(bench.app)
 app.add_typer(bench.app, name="bench", rich_help_panel=HELP_PANEL)
 app.add_typer(profiles.app, name="profiles", rich_help_panel=HELP_PANEL)
 doctor.register(app, HELP_PANEL)

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: work counted like PyTorch's own counter, every path, every part."""
+"""The benchmark measures what it says: every convolution found, every path, every part."""
 
 import json
 import subprocess
@@ -27,7 +27,8 @@ def test_work_is_counted_like_pytorch_counts(kernel, stride, transposed):
             torch.nn.functional.linear(y.mean(dim=[2, 3]), torch.ones(5, 4), torch.zeros(5)).sum().backward()
         results.append(counter)
     expected = results[0].get_total_flops()
-    assert sum(call.flops * count for call, count in results[1].calls.items()) == expected
+    counts = [count * call.measure(torch.device("cpu"), repeats=1)[1] for call, count in results[1].calls.items()]
+    assert sum(counts) == expected
 
 
 def test_a_profile_is_timed_on_every_path():

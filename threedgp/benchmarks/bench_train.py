@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from threedgp.config.rules import image_channels
 from threedgp.config.schema import Profile
@@ -123,6 +124,24 @@ class TrainBench:
         """Share of the machine's convolution and matrix rate that an iteration reaches."""
         return self.limits[timing.variant.precision].seconds / timing.median
 
+    def paths(self) -> list[dict[str, Any]]:
+        """One record a variant, for tables and JSON."""
+        return [
+            {
+                "name": timing.variant.name,
+                "precision": timing.variant.precision,
+                "seconds_per_iteration": timing.median,
+                "images_per_second": self.profile.training.batch_size / timing.median,
+                "ratio_to_plain": self.ratio(timing),
+                "flops_per_second": self.limits[timing.variant.precision].flops / timing.median,
+                "limit_flops_per_second": self.limits[timing.variant.precision].rate,
+                "peak_flops_per_second": self.limits[timing.variant.precision].peak,
+                "fraction_of_limit": self.fraction(timing),
+                "peak_bytes": timing.peak_bytes,
+            }
+            for timing in self.timings
+        ]
+
 
 def variants(device: torch.device) -> list[Variant]:
     """What there is to compare on a device; the first is the plain path."""
@@ -201,18 +220,9 @@ class Workload:
         total = 0.0
         with self._as_told():
             for phase in self.phases:
-                total += self._timed(lambda phase=phase: self._run(phase)) / phase.interval
-            total += self._timed(self._average)
+                total += timed(lambda phase=phase: self._run(phase), self.device) / phase.interval
+            total += timed(self._average, self.device)
         return total
-
-    def _timed(self, function: Callable[[], Any]) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        function()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
 
     def _run(self, phase: Phase) -> None:
         state = self.state
@@ -278,10 +288,10 @@ class Workload:
             self._main_phases()
         seconds = flops = peak = 0.0
         for call, count in recorder.calls.items():
-            one = call.seconds(self.device)
+            one, operations = call.measure(self.device)
             seconds += count * one
-            flops += count * call.flops
-            peak = max(peak, call.flops / one)
+            flops += count * operations
+            peak = max(peak, operations / one)
         return Limit(seconds, flops, peak)
 
 
@@ -307,44 +317,18 @@ class Call(NamedTuple):
     dtype: torch.dtype
     rest: tuple
 
-    @property
-    def flops(self) -> float:
-        if self.name != "mm":
-            x, weight = self.shapes[-2:]
-            transposed, mask = self.rest[3], self.rest[6]
-            if transposed:
-                area = x[0] * x[2] * x[3]
-            else:
-                (stride_y, stride_x), (pad_y, pad_x) = self.rest[0], self.rest[1]
-                height = (x[2] + 2 * pad_y - weight[2]) // stride_y + 1
-                area = x[0] * height * ((x[3] + 2 * pad_x - weight[3]) // stride_x + 1)
-            products = area * weight[0] * weight[1] * weight[2] * weight[3]
-            return 2.0 * products * (sum(mask[:2]) if self.name == "convolution_backward" else 1)
-        (rows, inner), (_, columns) = self.shapes
-        return 2.0 * rows * inner * columns
-
-    def seconds(self, device: torch.device, repeats: int = 5) -> float:
+    def measure(self, device: torch.device, repeats: int = 5) -> tuple[float, int]:
+        """Seconds at best, and floating point operations by PyTorch's own count."""
         tensors = [torch.randn(shape, device=device).to(self.dtype) for shape in self.shapes]
-        if self.name == "mm":
-            run = lambda: torch.mm(*tensors)  # noqa: E731
-        else:
-            tensors = [tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors]
-            stride, padding, dilation, transposed, output_padding, groups, mask = self.rest
-            settings = [stride, padding, dilation, transposed, output_padding, groups]
-            if self.name == "convolution":
-                run = lambda: torch.ops.aten.convolution(*tensors, None, *settings)  # noqa: E731
-            else:
-                run = lambda: torch.ops.aten.convolution_backward(*tensors, None, *settings, mask)  # noqa: E731
+        operation = getattr(torch.ops.aten, self.name)
+        if self.name == "convolution":
+            tensors.append(None)  # no bias
+        with FlopCounterMode(display=False) as counter:
+            operation(*tensors, *self.rest)
         best = float("inf")
         for _ in range(repeats):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - began)
-        return best
+            best = min(best, timed(lambda: operation(*tensors, *self.rest), device))
+        return best, counter.get_total_flops()
 
 
 class ShapeRecorder(TorchDispatchMode):
@@ -357,14 +341,24 @@ class ShapeRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in ("mm", "addmm"):
-            pair = args[-2:] if name == "addmm" else args
-            self._count("mm", pair, ())
+            self._count("mm", args[-2:], ())
         elif name == "convolution":
-            self._count(name, args[:2], (*args[3:9], (True, True, False)))
+            self._count(name, args[:2], args[3:])
         elif name == "convolution_backward":
-            self._count(name, args[:3], (*args[4:10], args[10]))
+            self._count(name, args[:3], args[3:])
         return func(*args, **(kwargs or {}))
 
     def _count(self, name: str, tensors: tuple[Tensor, ...], rest: tuple) -> None:
         frozen = tuple(tuple(part) if isinstance(part, (list, tuple)) else part for part in rest)
         self.calls[Call(name, tuple(tuple(tensor.shape) for tensor in tensors), tensors[0].dtype, frozen)] += 1
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a function takes, its work on a GPU included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
