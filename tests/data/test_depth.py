@@ -57,6 +57,7 @@ def test_maps_are_kept_until_their_photo_changes(estimated, tmp_path):
     assert decode_depth((tmp_path / "depth" / "01_depth.png").read_bytes()).shape == (30, 20)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_bytes(estimated):
     root = estimated[0]
     code = f"""
@@ -81,6 +82,7 @@ def test_a_zip_gives_the_same_maps(estimated, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_bytes(estimated):
     root = estimated[0]
     report = run_depth(root / "images", root / "sharded", SYNTHETIC, batch_size=4, gpus=2, jobs=1)
@@ -107,6 +109,7 @@ def leres_weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_leres_maps_are_those_of_the_network(leres_weights, tmp_path, monkeypatch):
     names = make_photos(tmp_path / "images", count=1, classes=("",), size=(30, 45))
     spec = choose_estimator("leres", weights=leres_weights)

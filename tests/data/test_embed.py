@@ -82,6 +82,7 @@ def test_a_zip_gives_the_same_table(embedded, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (root / "set" / "embeddings" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_bytes(embedded):
     root, _, _ = embedded
     code = f"""

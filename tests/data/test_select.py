@@ -236,6 +236,7 @@ def test_all_broken_is_an_error(tmp_path):
         run_select(tmp_path / "images", tmp_path / "out", **OFFLINE)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(selected):
     root = selected[0]
     code = f"""
