@@ -126,6 +126,11 @@ def _store(size: int) -> dist.Store | None:
     return None
 
 
+def choose_device(device: str | None = None) -> str:
+    """The device asked for, else a GPU if PyTorch finds one: "cuda" or "cpu"."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def join_world(device: str | None = None) -> Iterator[World]:
     """Join the processes that were started together (or be the only one) and leave at the end; yields a `World`.
@@ -137,7 +142,7 @@ def join_world(device: str | None = None) -> Iterator[World]:
         UsageError: more processes on this machine than GPUs, or no GPU although cuda was asked for.
     """
     rank, size, local_rank = place()
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = choose_device(device)
     if kind == "cuda":
         count = torch.cuda.device_count()
         if local_rank >= count:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -66,6 +68,35 @@ class VisibleConsole(Console):
 
 stderr = VisibleConsole(stderr=True, highlight=False)
 stdout = VisibleConsole(highlight=False)
+
+
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take the fields of a dataclass as options: `def resize(..., stage: StageOptions)`.
+
+    Each field of an annotated dataclass becomes an option of its own, written once for all commands of a family; the
+    command gets them as one object.
+    """
+    own = inspect.signature(command).parameters
+    hints = get_type_hints(command, include_extras=True)
+    families = {name: hints[name] for name in own if dataclasses.is_dataclass(hints[name])}
+    options = [(name, hints[name], own[name].default) for name in own if name not in families]
+    for family in families.values():  # below the command's own in --help
+        types = get_type_hints(family, include_extras=True)
+        options += [(field.name, types[field.name], field.default) for field in dataclasses.fields(family)]
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+        for name, kind, default in options
+    ]
+
+    def run(**values: Any) -> None:
+        for name, kind in families.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+        command(**values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def say(text: str, *, json_output: bool = False) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from threedgp_cli.console import (
     say,
     show,
     table,
+    takes_options,
 )
 
 if TYPE_CHECKING:
@@ -30,45 +31,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 SHOWN_PROBLEMS = 40
-
-
-class Precision(str, Enum):
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
-
-class Prediction(str, Enum):
-    auto = "auto"
-    depth = "depth"
-    disparity = "disparity"
-
-
-class DepthIs(str, Enum):
-    far_large = "far-large"
-    near_large = "near-large"
-
-
-class OnError(str, Enum):
-    skip = "skip"
-    fail = "fail"
-
-
-class Backend(str, Enum):
-    loky = "loky"
-    dask = "dask"
-    ray = "ray"
-
-
-class Format(str, Enum):
-    png = "png"
-    jpg = "jpg"
-
-
-class Link(str, Enum):
-    copy = "copy"
-    hardlink = "hardlink"
-    symlink = "symlink"
 
 
 def _parse_errors(text: str) -> float:
@@ -84,32 +46,79 @@ def _parse_errors(text: str) -> float:
 
 InputOption = Annotated[Path | None, typer.Option("-i", "--input", help="Folder or zip to read.")]
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")]
-OnErrorOption = Annotated[OnError, typer.Option("--on-error", help="What to do with a broken file.")]
-MaxErrorsOption = Annotated[
-    Any,
-    typer.Option(
-        "--max-errors",
-        parser=_parse_errors,
-        metavar="SHARE|COUNT",
-        help="Exit with an error, after all is done, if more files were broken.",
-        show_default="1%, but at least 10 files",
-    ),
-]
-BackendOption = Annotated[Backend, typer.Option("--backend", help="Where workers run: here, or on a cluster.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo a folder that was made with other settings.")]
+BackendOption = Annotated[
+    Literal["loky", "dask", "ray"], typer.Option("--backend", help="Where workers run: here, or on a cluster.")
+]
 SizeOption = Annotated[
     int | None, typer.Option("-s", "--size", help="Side of the set in pixels.", show_default="the newest set")
 ]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File with the network's weights.")]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing weights (checksum is verified).")]
-UnverifiedOption = Annotated[
-    bool, typer.Option("--allow-unverified", help="Accept weights whose checksum is not the published one.")
-]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda.", show_default="cuda if there is one")]
 
 
+@dataclass
+class SetOptions:
+    """Which data set, and how the answer is shown."""
+
+    dataset: DatasetOption = None
+    workspace: WorkspaceOption = None
+    json_output: JsonOption = False
+
+    @property
+    def folder(self) -> DatasetFolder:
+        """The chosen data set; to be asked for only when a path is not given."""
+        from threedgp.config.workspace import Workspace
+
+        return Workspace.find(self.workspace).dataset(self.dataset)
+
+
+@dataclass
+class StageOptions(SetOptions):
+    """What every stage takes."""
+
+    input: InputOption = None
+    output: OutputOption = None
+    jobs: JobsOption = None
+    on_error: Annotated[Literal["skip", "fail"], typer.Option("--on-error", help="What to do with a broken file.")] = (
+        "skip"
+    )
+    max_errors: Annotated[
+        Any,
+        typer.Option(
+            "--max-errors",
+            parser=_parse_errors,
+            metavar="SHARE|COUNT",
+            help="Exit with an error, after all is done, if more files were broken.",
+            show_default="1%, but at least 10 files",
+        ),
+    ] = None
+
+    def policy(self) -> dict[str, Any]:
+        """How a stage works, in its own words."""
+        return {
+            "jobs": self.jobs, "on_error": self.on_error, "max_errors": self.max_errors, "progress": progress(),
+        }  # fmt: skip
+
+
+@dataclass
+class ExtractorOptions:
+    """Where the network of `select` and `embed` comes from and runs."""
+
+    weights: WeightsOption = None
+    download: DownloadOption = False
+    allow_unverified: Annotated[
+        bool, typer.Option("--allow-unverified", help="Accept weights whose checksum is not the published one.")
+    ] = False
+    device: DeviceOption = None
+
+
 @app.command()
+@takes_options
 def select(
+    extractor_from: ExtractorOptions,
+    stage: StageOptions,
     keep_ratio: Annotated[
         str | None, typer.Option("--keep-ratio", help="Share to keep, as 1/3 or 0.3.", show_default="1/3")
     ] = None,
@@ -122,53 +131,38 @@ def select(
     extractor: Annotated[
         str, typer.Option("--extractor", help="inception, tf_efficientnet_lite0 (offline), or a timm model.")
     ] = "inception",
-    link: Annotated[Link, typer.Option("--link", help="How kept photos get into the output.")] = Link.copy,
+    link: Annotated[
+        Literal["copy", "hardlink", "symlink"], typer.Option("--link", help="How kept photos get into the output.")
+    ] = "copy",
     montage: Annotated[bool, typer.Option("--montage/--no-montage", help="Draw the most and least typical.")] = True,
     square: Annotated[int, typer.Option("--square", help="Side at which the network sees the photos.")] = 256,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Photos shown to the network at once.")] = 64,
-    weights: WeightsOption = None,
-    download: DownloadOption = False,
-    allow_unverified: UnverifiedOption = False,
-    device: DeviceOption = None,
-    input: InputOption = None,
-    output: OutputOption = None,
-    jobs: JobsOption = None,
-    on_error: OnErrorOption = OnError.skip,
-    max_errors: MaxErrorsOption = None,
-    dataset: DatasetOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
 ) -> None:
     """Keep the most typical photos of each class and leave outliers behind (images -> selected)."""
     from threedgp.data.select import run_select
 
-    folder = _Folders(workspace, dataset)
     report = run_select(
-        input or folder.dataset.images,
-        output or folder.dataset.selected,
+        stage.input or stage.folder.images,
+        stage.output or stage.folder.selected,
         keep=keep,
         keep_ratio=keep_ratio,
         per_class=per_class,
         reg_covar=reg_covar,
         extractor=extractor,
-        weights=weights,
-        download=download,
-        allow_unverified=allow_unverified,
-        device=_device(device),
         square=square,
         batch_size=batch,
-        link=link.value,
+        link=link,
         montage=montage,
-        jobs=jobs,
-        on_error=on_error.value,
-        max_errors=max_errors,
-        progress=progress(),
+        **asdict(extractor_from),
+        **stage.policy(),
     )
-    _show_report(report, "kept", json_output)
+    _show_report(report, "kept", stage.json_output)
 
 
 @app.command()
+@takes_options
 def depth(
+    stage: StageOptions,
     estimator: Annotated[
         str, typer.Option("--estimator", help="leres, hf:MODEL-ID (transformers), or synthetic (made up, for trials).")
     ] = "leres",
@@ -178,103 +172,91 @@ def depth(
     ] = None,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the work.")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Photos shown to the network at once.")] = 8,
-    dtype: Annotated[Precision, typer.Option("--dtype", help="Number format of the network.")] = Precision.fp32,
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option("--dtype", help="Number format of the network.")
+    ] = "fp32",
     prediction: Annotated[
-        Prediction, typer.Option("--prediction", help="What an hf: network returns; auto knows common ones.")
-    ] = Prediction.auto,
+        Literal["auto", "depth", "disparity"],
+        typer.Option(
+            "--prediction",
+            help="What an hf: network returns: depth (larger is farther) or disparity (larger is nearer); auto knows "
+            "common ones.",
+        ),
+    ] = "auto",
     colormap: Annotated[bool, typer.Option("--colormap", help="Also write colour previews (depth-preview).")] = False,
     weights: WeightsOption = None,
     sha256: Annotated[str | None, typer.Option("--sha256", help="Checksum that the weights must have.")] = None,
     download: DownloadOption = False,
     device: DeviceOption = None,
-    input: InputOption = None,
-    output: OutputOption = None,
-    jobs: JobsOption = None,
-    on_error: OnErrorOption = OnError.skip,
-    max_errors: MaxErrorsOption = None,
     overwrite: OverwriteOption = False,
-    dataset: DatasetOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
 ) -> None:
-    """Estimate one depth map for every photo (selected or images -> depth)."""
+    """Estimate one depth map for every photo (selected or images -> depth); larger is farther."""
     from threedgp.data.depth import run_depth
     from threedgp.pretrained.depth_estimators import choose_estimator
 
-    folder, bar = _Folders(workspace, dataset), progress()
-    source = input or folder.dataset.photos()
+    policy = stage.policy()
+    source = stage.input or stage.folder.photos()
     spec = choose_estimator(
         estimator,
         backbone=backbone,
         weights=weights,
         sha256=sha256,
-        dtype=dtype.value,
-        output=prediction.value,
+        dtype=dtype,
+        output=prediction,
         download=download,
-        progress=bar,
+        progress=policy["progress"],
     )
     report = run_depth(
         source,
-        output or folder.dataset.depth,
+        stage.output or stage.folder.depth,
         spec,
-        device=_device(device),
+        device=device,
         gpus=gpus,
         batch_size=batch,
         colormap=colormap,
-        jobs=jobs,
-        on_error=on_error.value,
-        max_errors=max_errors,
         overwrite=overwrite,
-        progress=bar,
+        **policy,
     )
-    _show_report(report, "estimated", json_output)
+    _show_report(report, "estimated", stage.json_output)
 
 
 @app.command()
+@takes_options
 def merge(
+    stage: StageOptions,
     depth_folder: Annotated[
         Path | None, typer.Option("--depth", help="Folder of depth maps.", show_default="depth")
     ] = None,
     depth_is: Annotated[
-        DepthIs,
+        Literal["far-large", "near-large"],
         typer.Option(
             "--depth-is",
             help="Which way round the maps are: far-large (larger is farther: LeReS, metric depth) or near-large "
             "(larger is nearer: MiDaS, Depth-Anything), which are turned round.",
         ),
-    ] = DepthIs.far_large,
-    input: InputOption = None,
-    output: OutputOption = None,
-    jobs: JobsOption = None,
-    backend: BackendOption = Backend.loky,
-    on_error: OnErrorOption = OnError.skip,
-    max_errors: MaxErrorsOption = None,
+    ] = "far-large",
+    backend: BackendOption = "loky",
     overwrite: OverwriteOption = False,
-    dataset: DatasetOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
 ) -> None:
     """Put every photo beside its depth map (selected or images, and depth -> merged)."""
     from threedgp.data.merge import merge as run_merge
 
-    folder = _Folders(workspace, dataset)
     report = run_merge(
-        input or folder.dataset.photos(),
-        depth_folder or folder.dataset.depth,
-        output or folder.dataset.merged,
-        depth_is=depth_is.value,
-        on_error=on_error.value,
-        max_errors=max_errors,
+        stage.input or stage.folder.photos(),
+        depth_folder or stage.folder.depth,
+        stage.output or stage.folder.merged,
+        depth_is=depth_is,
         overwrite=overwrite,
-        jobs=jobs,
-        backend=backend.value,
-        progress=progress(),
+        backend=backend,
+        **stage.policy(),
     )
-    _show_report(report, "merged", json_output)
+    _show_report(report, "merged", stage.json_output)
 
 
 @app.command()
+@takes_options
 def resize(
+    stage: StageOptions,
     size: Annotated[int, typer.Option("-s", "--size", help="Side of the square images in pixels.")],
     source: Annotated[
         str | None,
@@ -285,7 +267,9 @@ def resize(
             show_default="the newest stage there is",
         ),
     ] = None,
-    format: Annotated[Format, typer.Option("--format", help="Of the images; depth maps are 16-bit PNG.")] = Format.png,
+    format: Annotated[
+        Literal["png", "jpg"], typer.Option("--format", help="Of the images; depth maps are 16-bit PNG.")
+    ] = "png",
     fast: Annotated[
         bool,
         typer.Option("--fast", help="Decode large JPEGs at reduced size: 2x as fast, above 50 dB from exact."),
@@ -300,16 +284,8 @@ def resize(
     min_size: Annotated[int, typer.Option("--min-size", min=0, help="Leave out smaller photos. 0 enlarges them.")] = 0,
     rename: Annotated[bool, typer.Option("--rename", help="Number the images instead of keeping their names.")] = False,
     pack: Annotated[bool, typer.Option("--zip", help="Also pack the set into a zip beside it.")] = False,
-    input: InputOption = None,
-    output: OutputOption = None,
-    jobs: JobsOption = None,
-    backend: BackendOption = Backend.loky,
-    on_error: OnErrorOption = OnError.skip,
-    max_errors: MaxErrorsOption = None,
+    backend: BackendOption = "loky",
     overwrite: OverwriteOption = False,
-    dataset: DatasetOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
 ) -> None:
     """Crop and resize photos and depth to squares, with labels (merged, selected or images -> SIZE)."""
     from threedgp.data.labels import read_classes
@@ -317,94 +293,69 @@ def resize(
     from threedgp.data.resize import resize as run_resize
     from threedgp.errors import UsageError
 
-    folder = _Folders(workspace, dataset)
-    if input is None:
-        if source not in (None, "images", "selected", "merged"):
-            raise UsageError(f"--from must be images, selected or merged, not '{source}'. For a path use -i.")
-        input = getattr(folder.dataset, source) if source else folder.dataset.prepared()
-    elif source is not None:
+    if source not in (None, "images", "selected", "merged"):
+        raise UsageError(f"--from must be images, selected or merged, not '{source}'. For a path use -i.")
+    if stage.input and source:
         raise UsageError("Give either --from or -i, not both.")
-    if output is None:
-        output = folder.dataset.full(size) if source == "images" else folder.dataset.resized(size)
-    settings = ResizeSettings(size, format.value, drop_grey, min_size, rename, fast, labels)
+    output = stage.output or (stage.folder.full(size) if source == "images" else stage.folder.resized(size))
     report = run_resize(
-        input,
+        stage.input or (getattr(stage.folder, source) if source else stage.folder.prepared()),
         output,
-        settings,
+        ResizeSettings(size, format, drop_grey, min_size, rename, fast, labels),
         classes=read_classes(classes) if classes else None,
         pack=pack,
-        on_error=on_error.value,
-        max_errors=max_errors,
         overwrite=overwrite,
-        jobs=jobs,
-        backend=backend.value,
-        progress=progress(),
+        backend=backend,
+        **stage.policy(),
     )
-    _show_report(report, "resized", json_output)
+    _show_report(report, "resized", stage.json_output)
 
 
 @app.command()
+@takes_options
 def embed(
+    extractor_from: ExtractorOptions,
+    stage: StageOptions,
     model: Annotated[
         str, typer.Option("--model", help="resnet50, tf_efficientnet_lite0 (offline), or a timm model.")
     ] = "resnet50",
     size: SizeOption = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images shown to the network at once.")] = 32,
-    weights: WeightsOption = None,
-    download: DownloadOption = False,
-    allow_unverified: UnverifiedOption = False,
-    device: DeviceOption = None,
-    input: InputOption = None,
-    output: OutputOption = None,
-    jobs: JobsOption = None,
-    on_error: OnErrorOption = OnError.skip,
-    max_errors: MaxErrorsOption = None,
-    dataset: DatasetOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
 ) -> None:
     """Compute the features of every image that training distils (SIZE -> SIZE/embeddings)."""
     from threedgp.data.embed import run_embed
 
-    source = input or _newest_set(_Folders(workspace, dataset).dataset, size)
+    source = stage.input or _newest_set(stage.folder, size)
     beside = source / "embeddings" if source.is_dir() else source.with_name(f"{source.stem}-embeddings")
     report = run_embed(
         source,
-        output or beside,
+        stage.output or beside,
         model=model,
-        weights=weights,
-        download=download,
-        allow_unverified=allow_unverified,
-        device=_device(device),
         batch_size=batch,
-        jobs=jobs,
-        on_error=on_error.value,
-        max_errors=max_errors,
-        progress=progress(),
+        **asdict(extractor_from),
+        **stage.policy(),
     )
-    _show_report(report, "embedded", json_output)
+    _show_report(report, "embedded", stage.json_output)
 
 
 @app.command()
+@takes_options
 def check(
+    which: SetOptions,
     path: Annotated[Path | None, typer.Argument(help="Folder or zip.", show_default="the newest set")] = None,
     size: SizeOption = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every pixel, not only the headers.")] = False,
     jobs: JobsOption = None,
-    dataset: DatasetOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
 ) -> None:
     """Check a set: pairs, sizes, modes, labels, embeddings. Exit code 1 if anything is wrong."""
     from threedgp.data.check import check as run_check
 
     if path is None:
-        folder = _Folders(workspace, dataset).dataset
-        path = _newest_set(folder, size) if size or folder.sizes() else folder.prepared()
+        path = _newest_set(which.folder, size) if size or which.folder.sizes() else which.folder.prepared()
     report = run_check(path, decode=decode, jobs=jobs, progress=progress())
-    if json_output:
+    if which.json_output:
         print_json(report.as_json())
-    _show_check(report, json_output)
+    _show_check(report, which.json_output)
     raise typer.Exit(1 if report.problems else 0)
 
 
@@ -433,19 +384,6 @@ def demo(
     say(f"Look at them: {made.contact_sheet}", json_output=json_output)
 
 
-class _Folders:
-    """The chosen data set, looked up only when a path is not given."""
-
-    def __init__(self, workspace: Path | None, name: str | None):
-        self._workspace, self._name = workspace, name
-
-    @property
-    def dataset(self) -> DatasetFolder:
-        from threedgp.config.workspace import Workspace
-
-        return Workspace.find(self._workspace).dataset(self._name)
-
-
 def _newest_set(folder: DatasetFolder, size: int | None) -> Path:
     """The resized set of this side, or the one that was written last."""
     from threedgp.errors import DataError
@@ -456,17 +394,6 @@ def _newest_set(folder: DatasetFolder, size: int | None) -> Path:
     if size is not None:
         return folder.resized(size)
     return max((folder.resized(side) for side in sizes), key=lambda path: path.stat().st_mtime)
-
-
-def _device(device: str | None) -> str:
-    """The device asked for, else a GPU if there is one; PyTorch is only imported where there may be."""
-    import shutil
-
-    if device is None and shutil.which("nvidia-smi"):
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device or "cpu"
 
 
 def _show_report(report: StageReport, verb: str, json_output: bool) -> None:

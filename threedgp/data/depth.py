@@ -53,7 +53,7 @@ def run_depth(
     target: Path | str,
     spec: EstimatorSpec,
     *,
-    device: str = "cpu",
+    device: str | None = None,
     gpus: int = 1,
     batch_size: int = 8,
     colormap: bool = False,
@@ -71,7 +71,7 @@ def run_depth(
 
     Args:
         spec: the estimator, from `choose_estimator`.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; None takes a GPU if there is one.
         gpus: processes that share the work through torchrun, one a GPU (or all on the CPU).
         batch_size: photos at a time; another size may change single grey levels.
         colormap: also write colour pictures of the maps into `<target>-preview`.
@@ -84,6 +84,9 @@ def run_depth(
     """
     if batch_size < 1 or gpus < 1:
         raise UsageError("The batch and the number of processes must be at least 1.")
+    from threedgp.processes import choose_device  # brings PyTorch
+
+    device = choose_device(device)
     _check_devices(device, gpus)
     photos, target = open_source(source), Path(target)
     estimator = spec.build(device) if gpus == 1 else None

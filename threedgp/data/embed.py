@@ -27,7 +27,7 @@ def run_embed(
     weights: Path | str | None = None,
     download: bool = False,
     allow_unverified: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
     batch_size: int = 32,
     jobs: int | None = None,
     on_error: Literal["skip", "fail"] = "skip",

@@ -86,7 +86,7 @@ def find_or_build(
     weights: Path | str | None = None,
     *,
     square: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     download: bool = False,
     allow_unverified: bool = False,
     progress: Progress = NULL_PROGRESS,
@@ -103,9 +103,15 @@ def find_or_build(
     if table is not None:
         return table
     from threedgp.pretrained import embedder
+    from threedgp.processes import choose_device
 
     return embedder.build_extractor(
-        model, weights, download=download, device=device, allow_unverified=allow_unverified, progress=progress
+        model,
+        weights,
+        download=download,
+        device=choose_device(device),
+        allow_unverified=allow_unverified,
+        progress=progress,
     )
 
 

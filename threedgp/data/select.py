@@ -69,7 +69,7 @@ def run_select(
     weights: Path | str | None = None,
     download: bool = False,
     allow_unverified: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
     square: int = 256,
     batch_size: int = 64,
     link: Link = "copy",
