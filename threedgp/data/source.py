@@ -364,14 +364,13 @@ def _is_utf8(name: str) -> bool:
 
 
 def _common_folder(names: list[str]) -> str:
-    """`top/` when all images of an archive lie in folders of one folder, which was added by packing it.
+    """`top/` when packing has put one folder around an archive: all images lie in folders of it, or the labels in it.
 
-    A single folder with images right inside it is a class, as it is where folders are read.
+    Any other single folder with images right inside it is a class, as it is where folders are read.
     """
-    if DATASET_JSON in names:
+    images = [name for name in names if is_image_name(name)]
+    tops = {name.split("/")[0] for name in images}
+    if len(tops) != 1 or DATASET_JSON in names:
         return ""
-    paths = [name.split("/") for name in names if is_image_name(name)]
-    if len({path[0] for path in paths}) != 1 or min(map(len, paths)) < 3:
-        has_labels = any(name.endswith("/" + DATASET_JSON) and name.count("/") == 1 for name in names)
-        return names[0].split("/")[0] + "/" if has_labels and len({name.split("/")[0] for name in names}) == 1 else ""
-    return paths[0][0] + "/"
+    top = tops.pop() + "/"
+    return top if top + DATASET_JSON in names or all(name.count("/") > 1 for name in images) else ""
