@@ -7,6 +7,7 @@ merges one value over it. Camera priors and patch laws that several profiles sha
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -210,7 +211,7 @@ def _load_tree(name: str, seen: tuple[str, ...], known: dict[str, dict[str, Any]
         path = Path(name)
     else:
         path = configs_folder() / f"{name}.yaml"
-        if not path.is_file():
+        if not os.path.isfile(path):  # false, not an error, for names that no file can have
             near = difflib.get_close_matches(name[:100], profile_names(), n=1, cutoff=0.4)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"There is no profile '{_shorten(name)}'.{hint} See them all with: 3dgp profiles list")

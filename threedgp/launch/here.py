@@ -213,13 +213,14 @@ def require_same_data(run: Run, dataset: TrainingSet, given: str | None) -> None
         DataError: says what differs and what to do.
     """
     file = run.folder / DATA_FILE
-    before = read_json(file) if file.is_file() else {}
-    now = dataset.identity()
-    if before.get("fingerprint", now["fingerprint"]) == now["fingerprint"]:  # earlier versions kept the path only
+    record, now = read_json(file) if file.is_file() else {}, dataset.identity()
+    before = record if isinstance(record, dict) else {}
+    if before.get("fingerprint") in (None, now["fingerprint"]):  # earlier versions kept the path only
         return
     was = f"Run '{run.name}' was trained on other data than {dataset.source.root} holds now: "
     if dataset.num_classes and before.get("classes") != now["classes"]:
-        old, new = set(before.get("classes") or []), set(now["classes"] or [])
+        kept = before.get("classes")
+        old, new = set(map(str, kept)) if isinstance(kept, list) else set(), set(now["classes"] or [])
         gone, added = ", ".join(sorted(old - new)[:5]) or "none", ", ".join(sorted(new - old)[:5]) or "none"
         raise DataError(
             f"{was}its classes have changed (gone: {gone}; new: {added}). Bring them back, or start a new run."

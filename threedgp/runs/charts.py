@@ -9,6 +9,7 @@ from html import escape
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 28, 34
 COLORS = ("#2f6fde", "#d6562f", "#2c9a68", "#8b55c8", "#b98a12", "#5a6672")
+LARGEST = 1e300  # beyond it differences overflow
 
 Points = Sequence[tuple[float, float]]
 
@@ -17,9 +18,9 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_label: str = "thou
     """One chart as an `<svg>` element; "" if no series has two finite points.
 
     Args:
-        series: name -> (x, y) points in ascending x; points that are not finite are left out.
+        series: name -> (x, y) points in ascending x; points that are not finite, or nearly so, are left out.
     """
-    shown = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
+    shown = {name: [(x, y) for x, y in points if abs(y) < LARGEST] for name, points in series.items()}
     shown = {name: points for name, points in shown.items() if len(points) > 1}
     if not shown:
         return ""
@@ -64,7 +65,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_label: str = "thou
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that span low..high, about `count` steps apart."""
-    if high <= low:
+    if high - low <= 1 / LARGEST:
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)

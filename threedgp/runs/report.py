@@ -7,7 +7,6 @@ without a network.
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -130,18 +129,20 @@ def write_report(run: Run, report: Report, path: Path | str) -> Path:
 
 def curves(run: Run) -> list[str]:
     """Charts of the run's log and of its metrics."""
-    ticks = [line for line in _lines(run.log_file) if line.get("kind") == "tick"]
+    ticks = _ticks(run.log_file)
     charts = []
     for title, names in CURVES:
         series = {}
         for label, name in names.items():
-            values = [(line["nimg"] / 1000, (line["statistics"].get(name) or [None])[0]) for line in ticks]
-            series[label] = [(x, y) for x, y in values if isinstance(y, (int, float))]
+            values = [(line["nimg"] / 1000, line["statistics"].get(name)) for line in ticks]
+            series[label] = [
+                (x, y[0]) for x, y in values if isinstance(y, list) and y and isinstance(y[0], (int, float))
+            ]
         charts.append(line_chart(title, series))
     scores: dict[str, list[tuple[float, float]]] = {}
     for line in run.metrics():
-        checkpoint, value = line.get("checkpoint"), line["results"].get(line.get("metric"))
-        if isinstance(checkpoint, str) and checkpoint.isdigit() and isinstance(value, (int, float)):
+        checkpoint, value = line["checkpoint"], line["results"].get(line["metric"])
+        if checkpoint is not None and value is not None:
             scores.setdefault(line["metric"], []).append((int(checkpoint) / 1000, value))
     for name, points in scores.items():
         charts.append(line_chart(f"{_label(name)} ({name})", {name: sorted(dict(points).items())}))
@@ -161,9 +162,16 @@ def _cameras(run: Run) -> list[Picture]:
     return [Picture(sheets[-1], f"after {int(sheets[-1].stem.split('-')[0]):,} images")] if sheets else []
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _ticks(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log that a tick wrote, and that nobody has damaged."""
     return [
-        line for line in read_json_lines(path) if isinstance(line, dict) and math.isfinite(line.get("nimg", math.nan))
+        line
+        for line in read_json_lines(log)
+        if isinstance(line, dict)
+        and line.get("kind") == "tick"
+        and isinstance(line.get("nimg"), int)
+        and abs(line["nimg"]) < 1 << 60
+        and isinstance(line.get("statistics"), dict)
     ]
 
 

@@ -21,11 +21,11 @@ runs/<profile>-<number>/
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -54,6 +54,7 @@ DATA_FILE = "data.json"
 CLOCK_FILE = "clock.json"
 IMPORTED = "import.json"  # beside config.yaml: where an imported run's weights came from
 
+_CHECKPOINT = re.compile(r"\d{9,18}")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -253,9 +254,8 @@ class Run:
         append_json_line(self.metrics_file, {"timestamp": time.time(), **entry})
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All well-formed lines of metrics.jsonl, oldest first."""
-        lines = read_json_lines(self.metrics_file)
-        return [line for line in lines if isinstance(line, dict) and isinstance(line.get("results"), dict)]
+        """All well-formed lines of metrics.jsonl, oldest first; values that are no finite numbers are None."""
+        return [found for line in read_json_lines(self.metrics_file) if (found := _metric_line(line)) is not None]
 
     def best(self, metric: str | None = None) -> Best | None:
         """The checkpoint with the best value of a metric; None if none was scored.
@@ -286,8 +286,8 @@ class Run:
         values: dict[str, float | None] = {}
         for line in self.metrics():
             for name in names:
-                if name in line["results"] and line.get("checkpoint"):
-                    values[line["checkpoint"]] = _finite(line["results"][name])
+                if name in line["results"] and line["checkpoint"]:
+                    values[line["checkpoint"]] = line["results"][name]
         scored = [
             (sign * value, checkpoint_nimg(path), path)
             for path in self.checkpoints()
@@ -400,9 +400,24 @@ def _kimg(path: Path) -> str:
     return f"{checkpoint_nimg(path) / 1000:g}"
 
 
+def _metric_line(line: Any) -> dict[str, Any] | None:
+    """A line of metrics.jsonl with values that can be relied on; None if it is no such line."""
+    if (
+        not isinstance(line, dict)
+        or not isinstance(line.get("metric"), str)
+        or not isinstance(line.get("results"), dict)
+    ):
+        return None
+    checkpoint = line.get("checkpoint")
+    known = isinstance(checkpoint, str) and _CHECKPOINT.fullmatch(checkpoint)
+    results = {name: _finite(value) for name, value in line["results"].items()}
+    return {**line, "results": results, "checkpoint": checkpoint if known else None}
+
+
 def _finite(value: Any) -> float | None:
+    """A number from a record; None for anything else, and for numbers that no float holds."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    return float(value) if number and abs(value) <= sys.float_info.max else None
 
 
 def check_run_name(name: str) -> None:

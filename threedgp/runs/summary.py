@@ -93,7 +93,7 @@ def summarize_checkpoints(run: Run) -> list[CheckpointSummary]:
     """Every checkpoint of a run, newest first, with its newest scores."""
     scores: dict[str, dict[str, float | None]] = {}
     for line in run.metrics():
-        if isinstance(line.get("checkpoint"), str):
+        if line["checkpoint"] is not None:
             scores.setdefault(line["checkpoint"], {}).update(line["results"])
     best = run.best()
     return [
