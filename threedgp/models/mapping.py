@@ -43,6 +43,8 @@ class MappingNetwork(nn.Module):
         mean_camera: yaw, pitch, roll, fov, radius of the prior's mean, used in evaluation when no angles are given.
     """
 
+    w_avg: torch.Tensor
+
     def __init__(
         self,
         z_dim: int,

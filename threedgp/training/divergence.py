@@ -270,7 +270,7 @@ class DivergenceMonitor:
     @staticmethod
     def _values(reading: TickReading) -> dict[str, Any]:
         """The reading as JSON can hold it: NaN and infinity as text."""
-        values = asdict(reading) | reading.losses | reading.scores
+        values = {**asdict(reading), **reading.losses, **reading.scores}
         del values["means"], values["scores"]
         return {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value

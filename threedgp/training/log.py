@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
     mean: float
     std: float
-    count: int
+    number: int
 
 
 class Statistics:
@@ -43,7 +43,7 @@ class Statistics:
         """The sums of this process since the last `collect`, as JSON can hold them exactly."""
         return {name: sums.tolist() for name, sums in self._sums.items()}
 
-    def load_state_dict(self, states: Sequence[dict[str, list[float]]], world: World) -> None:
+    def load_state_dict(self, states: Sequence[Mapping[str, Sequence[float]]], world: World) -> None:
         """Continue with the sums of earlier processes: each its own, or the first all if there were others."""
         if len(states) != world.size and not world.is_main:
             states = []
@@ -116,7 +116,9 @@ class RunLog:
 
     def tick(self, nimg: int, moments: dict[str, Moments]) -> None:
         """Write the statistics of a tick; NaN and infinity become null in the JSON line."""
-        self.event("tick", nimg, statistics={n: [_finite(m.mean), _finite(m.std), m.count] for n, m in moments.items()})
+        self.event(
+            "tick", nimg, statistics={n: [_finite(m.mean), _finite(m.std), m.number] for n, m in moments.items()}
+        )
         self.scalars(nimg, {name: m.mean for name, m in moments.items()})
 
     def event(self, kind: str, nimg: int, **values: Any) -> None:

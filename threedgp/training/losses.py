@@ -33,7 +33,7 @@ def generator_loss(kind: str, fake: Tensor, real: Tensor | None = None) -> Tenso
         return F.softplus(-fake)
     if kind == "hinge":
         return -fake
-    if kind == "relativistic":
+    if kind == "relativistic" and real is not None:
         return F.softplus(real - fake)
     raise ValueError(f"unknown adversarial loss {kind!r}")
 
@@ -71,7 +71,7 @@ def gradient_penalties(logits: Sequence[Tensor], images: Sequence[Tensor]) -> li
     On reals this is R1, on fakes R2; the loss is gamma/2 times it. `images` must require gradients and have led to
     the `logits` [B] of the same place only, each row of which may depend on other rows (minibatch statistics).
     """
-    gradients = torch.autograd.grad(sum(values.sum() for values in logits), images, create_graph=True)
+    gradients = torch.autograd.grad([values.sum() for values in logits], images, create_graph=True)
     return [gradient.square().flatten(1).sum(dim=1) for gradient in gradients]
 
 

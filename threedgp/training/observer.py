@@ -10,18 +10,19 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from threedgp.camera.priors import CameraPrior
 from threedgp.config.metric_names import larger_is_better, parse_metric
 from threedgp.config.schema import Profile
 from threedgp.data.dataset import TrainingSet
 from threedgp.files import atomic_path, best_effort
+from threedgp.inference.cameras import AnyGenerator
 from threedgp.inference.snapshots import sample_sheet, short_video
 from threedgp.metrics.cache import StatisticsCache, metrics_cache
 from threedgp.metrics.evaluate import RealSets
 from threedgp.metrics.generator import Extractors, choose_extractors, score_generator
 from threedgp.metrics.samples import Sampler
+from threedgp.models.generator import Generator
 from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.runs.catalog import checkpoint_name
@@ -81,7 +82,7 @@ class Observer:
 
     # -------------------------------------------------------------------------------------------------------- pictures
 
-    def draw(self, generator: nn.Module, nimg: int) -> None:
+    def draw(self, generator: AnyGenerator, nimg: int) -> None:
         """Write a sheet of samples, a short video and the learned cameras into samples/, on rank 0."""
         if self.world.is_main:
             stem = self.run.samples / checkpoint_name(nimg)
@@ -92,14 +93,14 @@ class Observer:
                     sheet.save(path, quality=JPEG_QUALITY)
                 if self.profile.model.kind != "stylegan2":
                     short_video(generator, self.profile, stem.with_suffix(".mp4"), data_angles=angles)
-                if self.profile.training.learn_camera:
+                if self.profile.training.learn_camera and isinstance(generator, Generator):
                     self._draw_cameras(generator, nimg)
             except OSError as error:
                 self.progress.note(f"Samples cannot be written ({error}); training goes on without them.")
         self.world.barrier()
 
     @torch.no_grad()
-    def _draw_cameras(self, generator: nn.Module, nimg: int) -> None:
+    def _draw_cameras(self, generator: Generator, nimg: int) -> None:
         random = torch.Generator().manual_seed(0)
         prior = CameraPrior(self.profile.camera).sample(CAMERA_SAMPLES, generator=random).to(self.world.device)
         z = torch.randn(CAMERA_SAMPLES, self.profile.model.generator.z_dim, generator=random).to(self.world.device)
@@ -118,7 +119,7 @@ class Observer:
 
     # ---------------------------------------------------------------------------------------------------------- scores
 
-    def evaluate(self, generator: nn.Module, nimg: int) -> Evaluation:
+    def evaluate(self, generator: AnyGenerator, nimg: int) -> Evaluation:
         """Score the generator with the profile's metrics, on all processes together, and write the results down."""
         began = time.time()
         results, _ = score_generator(
@@ -157,11 +158,11 @@ class Observer:
         return Evaluation(scores, value if not larger and math.isfinite(value) else None, self.world.share(best))
 
     @torch.no_grad()
-    def diversity(self, generator: nn.Module) -> float | None:
+    def diversity(self, generator: AnyGenerator) -> float | None:
         """How much a fixed set of samples differs from each other, on rank 0."""
         return sample_diversity(self._samples(generator)) if self.world.is_main else None
 
-    def _samples(self, generator: nn.Module) -> torch.Tensor:
+    def _samples(self, generator: AnyGenerator) -> torch.Tensor:
         """uint8 images [64, 3, S, S] of fixed latents, classes and cameras."""
         sampler = Sampler(generator, self.profile, self.dataset)
         size = self.profile.training.test_batch_gpu

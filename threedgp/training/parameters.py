@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
-_found: WeakKeyDictionary[nn.Module, list[nn.Parameter]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, list[torch.Tensor]] = WeakKeyDictionary()
 
 
-def parameters_of(network: nn.Module) -> list[nn.Parameter]:
+def parameters_of(network: nn.Module) -> list[torch.Tensor]:
     """All parameters of a network that no longer gains or loses any, in the order of `network.parameters()`."""
     found = _found.get(network)
     if found is None:

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraPrior
 from threedgp.config.schema import Profile
 from threedgp.data.dataset import Item
+from threedgp.models.discriminator import Discriminator
+from threedgp.models.generator import Generator
+from threedgp.models.stylegan2 import StyleGAN2Generator
 from threedgp.training import losses
 from threedgp.training.augment import AugmentController, augment
 from threedgp.training.blur import blur, blur_discriminator_input
@@ -48,8 +51,8 @@ class Setup:
     """
 
     profile: Profile
-    generator: nn.Module
-    discriminator: nn.Module
+    generator: Generator | StyleGAN2Generator
+    discriminator: Discriminator
     values: ScheduleValues
     path_length_mean: Tensor
     augment: Augment | None = None
@@ -160,8 +163,8 @@ def discriminator_augment(profile: Profile, controller: AugmentController) -> Au
 @torch.no_grad()
 def update_running_means(setup: Setup, means: dict[str, Tensor]) -> None:
     """Enter batch means, averaged over micro-batches and processes, into the running means of the networks."""
-    if "w" in means:
-        mapping = setup.generator.mapping
+    mapping = setup.generator.mapping
+    if "w" in means and mapping.w_avg_beta is not None:
         mapping.w_avg.lerp_(means["w"], 1.0 - mapping.w_avg_beta)
     if "path_length" in means:
         setup.path_length_mean.copy_(means["path_length"])
@@ -193,7 +196,7 @@ def run_G(setup: Setup, fakes: Fakes, draws: Draws, patches: PatchParams | None)
     options = draws.synthesis(len(ws))
     if patches is not None:
         options |= {"patch_scales": patches.scales, "patch_offsets": patches.offsets}
-    if profile.model.kind == "stylegan2":
+    if isinstance(generator, StyleGAN2Generator):
         return GeneratorRun(generator.synthesize(ws, **options), ws, fakes.camera)
     camera = generator.adapt_camera(fakes.camera, fakes.z, fakes.c)
     output = generator.synthesize(ws, camera, concat_depth=profile.training.use_depth, **options)
@@ -300,13 +303,13 @@ def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) ->
     result.stats["Loss/G/loss"] = adversarial.detach()
 
     total = adversarial.mean()
-    if setup.profile.training.learn_camera:
-        total = total + _camera_regularization(setup, draws, result.stats)
+    if setup.profile.training.learn_camera and isinstance(setup.generator, Generator):
+        total = total + _camera_regularization(setup, setup.generator, draws, result.stats)
     (total * gain).backward()
     return result
 
 
-def _camera_regularization(setup: Setup, draws: Draws, stats: dict[str, Tensor]) -> Tensor:
+def _camera_regularization(setup: Setup, generator: Generator, draws: Draws, stats: dict[str, Tensor]) -> Tensor:
     profile = setup.profile
 
     def draw(name: str, count: int) -> CameraSamples:
@@ -314,7 +317,7 @@ def _camera_regularization(setup: Setup, draws: Draws, stats: dict[str, Tensor])
         return CameraSamples(prior, draws.latents(name, count), draws.classes(name, count))
 
     def posterior(prior: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        return setup.generator.adapt_camera(Camera.from_vector(prior), z, c).to_vector()
+        return generator.adapt_camera(Camera.from_vector(prior), z, c).to_vector()
 
     center = CameraPrior(profile.camera).mean().angles[0].to(draws.device)
     terms, parts = camera_regularization(
@@ -325,7 +328,7 @@ def _camera_regularization(setup: Setup, draws: Draws, stats: dict[str, Tensor])
     for name, values in parts.items():
         for parameter, value in zip(PARAMETERS, values, strict=True):
             stats[f"Dist_{name}_reg/{parameter}"] = value
-    return sum(terms.values()) if terms else torch.zeros((), device=draws.device)
+    return sum(terms.values(), torch.zeros((), device=draws.device))
 
 
 def path_length_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) -> PhaseResult:
@@ -367,7 +370,7 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
         adversarial = adversarial + losses.discriminator_real_loss(loss.adversarial, real_logits, loss.logits_clamp)
     result.stats["Loss/D/loss"] = adversarial.detach()
     total = adversarial.mean()
-    if distill:
+    if features is not None:
         distance = losses.distillation_distance(loss.distillation.distance, features, real.embeddings)
         if patches is not None:
             distance = losses.patch_weights(patches.scales) * distance
@@ -394,13 +397,13 @@ def gradient_penalty_phase(setup: Setup, real: RealBatch, draws: Draws, gain: fl
         fake_logits, logits, _ = run_D_on_both(setup, shown_fake, shown, draws, twice=True)
         penalty, fake_penalty = losses.gradient_penalties([logits, fake_logits], [shown.images, shown_fake.images])
         result.stats["Loss/D/r2_penalty"] = fake_penalty.detach()
-        fake_weighted = fake_penalty * (setup.gamma_factor * setup.profile.gamma_fake / 2)
+        weighted = penalty * (setup.profile.gamma / 2) + fake_penalty * (setup.profile.gamma_fake / 2)
     else:
         logits, _ = run_D(setup, shown, draws, twice=True)
         (penalty,) = losses.gradient_penalties([logits], [shown.images])
-        fake_weighted = 0.0
+        weighted = penalty * (setup.profile.gamma / 2)
+    weighted = setup.gamma_factor * weighted
     _scores(result.stats, "real", logits)
-    weighted = penalty * (setup.gamma_factor * setup.profile.gamma / 2) + fake_weighted
     (weighted.mean() * gain).backward()
     result.stats["Loss/D/r1_penalty"] = penalty.detach()
     result.stats["Loss/D/reg"] = weighted.detach()

@@ -62,6 +62,7 @@ def schedule_values(nimg: float, profile: Profile) -> ScheduleValues:
     """The values of the iteration that starts after `nimg` real images."""
     kimg, loss, patch = nimg / 1000.0, profile.loss, profile.patch_law
     generator = profile.model.generator
+    assert patch.min_scale is not None  # `patch_law` chooses one
     widest = patch.min_scale if patch.distribution == "beta" else patch.max_scale
     return ScheduleValues(
         kimg=kimg,

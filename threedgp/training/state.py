@@ -14,6 +14,9 @@ from torch import nn
 from threedgp.config.schema import OptimizerConfig, Profile
 from threedgp.errors import CheckpointError
 from threedgp.models.build import build_discriminator, build_generator
+from threedgp.models.discriminator import Discriminator
+from threedgp.models.generator import Generator
+from threedgp.models.stylegan2 import StyleGAN2Generator
 from threedgp.processes import World
 from threedgp.runs.checkpoint import TensorGroups, load_checkpoint, load_weights, save_checkpoint
 from threedgp.runs.state import load_optimizer_tensors, optimizer_tensors
@@ -66,10 +69,10 @@ class PlainState(BaseModel):
 class TrainingState:
     """Networks, optimisers, running statistics and counters of one run on one process."""
 
-    G: nn.Module
-    D: nn.Module
-    G_ema: nn.Module
-    optimizers: dict[str, torch.optim.Optimizer]
+    G: Generator | StyleGAN2Generator
+    D: Discriminator
+    G_ema: Generator | StyleGAN2Generator
+    optimizers: dict[str, torch.optim.Adam]
     path_length_mean: torch.Tensor
     augment: AugmentController
     monitor: DivergenceMonitor
@@ -186,7 +189,7 @@ class TrainingState:
         }
 
 
-def _compile(G: nn.Module, D: nn.Module, profile: Profile) -> None:
+def _compile(G: Generator | StyleGAN2Generator, D: Discriminator, profile: Profile) -> None:
     """Let torch.compile fuse the convolutional networks, which do nearly all the work, when they are first called.
 
     Compiled functions cannot be differentiated twice: the gradient penalty calls the discriminator's `forward` itself,
@@ -194,7 +197,7 @@ def _compile(G: nn.Module, D: nn.Module, profile: Profile) -> None:
     """
     D.compile(dynamic=False)
     if profile.loss.path_length.weight == 0:
-        backbone = G.synthesis if profile.model.kind == "stylegan2" else G.synthesis["tri_plane_decoder"]
+        backbone = G.synthesis if isinstance(G, StyleGAN2Generator) else G.synthesis["tri_plane_decoder"]
         backbone.compile(dynamic=False)
 
 

@@ -256,8 +256,8 @@ class Trainer:
         reading = TickReading(
             counters.nimg,
             {name: moment.mean for name, moment in moments.items()},
-            steps=steps.count,
-            bad_steps=round(steps.mean * steps.count),
+            steps=steps.number,
+            bad_steps=round(steps.mean * steps.number),
             weights_finite=not self.world.any(not all_finite(list(state.networks.values()))),
         )
         evaluation = None
