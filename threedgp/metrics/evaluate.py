@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import threedgp
@@ -264,8 +264,8 @@ def _score_once(
 ) -> Result:
     """`_score` on the first process, its answer or its error on all."""
     first = world.rank == 0
-    values, settings = world.share(together(world, lambda: _score(spec, bank, real, seed, progress) if first else None))
-    return values, settings
+    result = together(world, lambda: _score(spec, bank, real, seed, progress) if first else None)
+    return Result(**world.share(asdict(result) if result else None))
 
 
 def _score(spec: MetricSpec, bank: Bank, real: Bank | None, seed: int, progress: Progress) -> Result:
