@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from threedgp_cli.console import JsonOption, WorkspaceOption, print_json, progress, say, show, table
+from threedgp_cli.console import JsonOption, WorkspaceOption, print_json, progress, say, show, show_error, table
 
 if TYPE_CHECKING:
     from threedgp.config.workspace import Workspace
@@ -429,15 +429,20 @@ def _report(rendered: Rendered, json_output: bool) -> None:
         print_json(
             {
                 "files": [str(path) for path in rendered.files],
-                "record": str(rendered.record),
+                "record": None if rendered.record is None else str(rendered.record),
                 "samples": rendered.samples,
                 "seconds": {part: round(seconds, 3) for part, seconds in rendered.seconds.items()},
+                "failed": rendered.failed,
             }
         )
-        return
-    rows = [(str(path), _size(path)) for path in [*rendered.files, rendered.record]]
-    show(table(None, ["written", "size"], rows, right=(1,)))
-    say(time_split(rendered.seconds))
+    else:
+        rows = [(str(path), _size(path)) for path in [*rendered.files, rendered.record] if path is not None]
+        show(table(None, ["written", "size"], rows, right=(1,)))
+        say(time_split(rendered.seconds))
+    for label, reason in rendered.failed.items():
+        show_error(f"{label}: {reason}")
+    if rendered.failed:
+        raise typer.Exit(1)
 
 
 def time_split(seconds: dict[str, float]) -> str:

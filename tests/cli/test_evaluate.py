@@ -142,6 +142,8 @@ def test_depth_folder(workspace, run_eval):
         (("fid", "--n", "0"), 2, "--n"),
         (("fid", "nope"), 2, "There is no run 'nope'"),
         (("fid", "--checkpoint", "77"), 1, "It has, in thousand images: 1, 2"),
+        (("fid", "--checkpoint", "1.4"), 1, "no checkpoint '1.4'"),
+        (("nfs", "runs/tiny-cpu-001/checkpoints/000001000", "--checkpoint", "2"), 2, "is a checkpoint already"),
         (("fid", "--extractor", "inception"), 2, "weights-inception-2015-12-05"),
         (("is",), 2, "no offline stand-in"),
         (("kid", "--n", "10", "--num-real", "5"), 2, "not 5"),

@@ -210,9 +210,50 @@ def test_mesh_without_surface(place, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_samples_without_surface_do_not_cost_the_others_theirs(place, tmp_path):
+    """The threshold lies between the largest densities of four samples, so that some have a surface and some not."""
+    options = ["mesh", "plain", "--seeds", "0-3", "--resolution", "8", "--size", "16"]
+    peaks = {}
+    for seed in range(4):
+        error = render(place, *options, "--seeds", str(seed), "--threshold", "1e9", fails=SurfaceError)
+        assert str(error).startswith(f"s{seed:04d}: No surface")
+        peaks[f"s{seed:04d}"] = float(str(error).split(" to ")[1].split(". Try")[0])
+    low, high = sorted(peaks.values())[1:3]
+    threshold = f"{(low + high) / 2:.9g}"
+    result = CliRunner().invoke(
+        app, [*options, "--threshold", threshold, "--out", str(tmp_path / "a"), "--json", "--workspace", str(place)]
+    )
+    assert result.exit_code == 1
+    without = [label for label, peak in peaks.items() if peak < float(threshold)]
+    answer = json.loads(result.stdout)
+    assert list(answer["failed"]) == without
+    assert answer["samples"] == 4 - len(without)
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert list(record["failed"]) == without
+    assert len(record["files"]) == 2 * (4 - len(without))
+    assert all((tmp_path / name).is_file() for name in record["files"])
+
+
+def test_a_render_outlives_its_record(place, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "a.json")
+
+    monkeypatch.setattr("threedgp.inference.jobs.write_record", full)
+    made = render(place, "grid", "main", "--seeds", "0", "--size", "8", "--out", str(tmp_path / "a.png"))
+    assert made["record"] is None
+    assert names(tmp_path) == ["a.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
+        (["grid", "main", "--seeds", "0-999999999999"], UsageError, "out of range"),
+        (["grid", "main", "--seeds", "0-99999", "--per-file", "99999", "--size", "4096"], UsageError, "memory"),
+        (["video", "main", "--seeds", "0-99", "--per-file", "99", "--size", "4096"], UsageError, "at most 8192"),
+        (["video", "main", "--set", "yaw_diff=1e300"], ConfigError, "beyond"),
+        (["video", "main", "--set", "yaw_diff=nan"], ConfigError, "finite"),
+        (["mesh", "main", "--cube-size", "inf"], UsageError, "--cube-size"),
+        (["grid", "main", "--checkpoint", "1.5"], CheckpointError, "no checkpoint '1.5'"),
         (["grid", "main", "--classes", "4"], UsageError, "largest is 3"),
         (["grid", "main", "--classes", "cow"], UsageError, "Did you mean 'dog'|There is no class 'cow'"),
         (["grid", "plain", "--classes", "0"], UsageError, "unconditional"),

@@ -177,3 +177,10 @@ def test_bad_classes(texts, count, names, words):
 def test_odd_number_of_seeds_cannot_be_paired():
     with pytest.raises(UsageError, match="pairs of seeds"):
         plan_pairs([1, 2, 3], None, 0)
+
+
+def test_a_name_that_may_be_several_classes_is_refused():
+    assert parse_classes("cat", 3, ["Cat", "cat", "dog"]) == [1]
+    assert parse_classes("DOG", 3, ["Cat", "cat", "dog"]) == [2]
+    with pytest.raises(UsageError, match="0, 1: use the number"):
+        parse_classes("CAT", 3, ["Cat", "cat", "dog"])

@@ -15,6 +15,7 @@ from threedgp.inference.settings import (
     changed_settings,
     complete_settings,
     read_record,
+    recorded_format,
     write_record,
 )
 
@@ -111,6 +112,35 @@ def test_bad_records(tmp_path, content, error, words):
         path.write_text(content)
     with pytest.raises(error, match=words):
         read_record(path, "video")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seeds": [-1]},
+        {"seeds": [2**40]},
+        {"seeds": []},
+        {"seeds": "0-3"},
+        {"motion": "fast"},
+        {"motion": None},
+        {"trajectory": 5},
+        {"format": []},
+        {"per_file": 10**12},
+        {"steps": float("nan")},
+        {"size": "x" * 100_000},
+        {"nonsense": 1},
+    ],
+)
+def test_settings_of_a_record_are_checked(tmp_path, changed):
+    path = tmp_path / "a.json"
+    write_record(path, "grid", complete_settings("grid", {}), {"checkpoint": {"run": "a", "name": "b", "sha256": "c"}})
+    content = json.loads(path.read_text())
+    content["settings"] |= changed
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no record of a render") as error:
+        read_record(path, "grid")
+    assert len(str(error.value)) < 500 + len(str(path))
+    assert recorded_format(path, "grid") == "other"
 
 
 def test_names_tell_what_is_inside():

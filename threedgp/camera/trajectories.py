@@ -209,6 +209,8 @@ TRAJECTORIES: dict[str, type[Trajectory]] = {
 }
 
 
+LARGEST_NUMBER = 100_000  # of any setting: more has no meaning, and float32 no digits left for an angle
+
 OTHER_NAMES = {"yaw_range": "yaw_diff", "pitch_range": "pitch_diff", "fov_range": "fov_diff"}
 """Names that people try, and the settings they mean."""
 
@@ -248,14 +250,20 @@ def build_trajectory(name: str, overrides: Mapping[str, Any] | None = None) -> T
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise ConfigError(
-            f"Trajectory {name}, {key}: {problem['msg'].lower()}, but it is {problem['input']!r}."
+            f"Trajectory {name}, {key}: {problem['msg'].lower()}, but it is {shorten(problem['input'])}."
         ) from None
     numbers = [
         value for entry in trajectory.model_dump().values() for value in (entry if isinstance(entry, list) else [entry])
     ]
-    if not all(math.isfinite(value) for value in numbers if value is not None):
-        raise ConfigError(f"Trajectory {name}: every setting must be a finite number.")
+    if not all(abs(value) <= LARGEST_NUMBER for value in numbers if value is not None):  # NaN neither
+        raise ConfigError(f"Trajectory {name}: no number may be beyond ±{LARGEST_NUMBER:,}.")
     return trajectory
+
+
+def shorten(value: Any) -> str:
+    """A value of any origin as a few letters of a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 import threedgp
 from threedgp.camera.camera import Camera
 from threedgp.errors import UsageError
+from threedgp.files import best_effort
 from threedgp.inference.captions import caption_strips
 from threedgp.inference.grid import image_columns, make_grid, panels, save_picture, video_columns
 from threedgp.inference.latents import Sample, interpolate
@@ -29,7 +31,7 @@ from threedgp.inference.settings import (
     recorded_format,
     write_record,
 )
-from threedgp.inference.video import check_video, open_video
+from threedgp.inference.video import check_frame, check_video, open_video
 from threedgp.progress import NULL_PROGRESS, Progress
 
 Subject = tuple[Sample, ...]
@@ -42,15 +44,35 @@ class Rendered:
 
     Attributes:
         files: the results, in order.
-        record: the JSON beside them.
+        record: the JSON beside them; None: it could not be written.
         samples: how many tiles or surfaces.
         seconds: time in each part: `network`, of it `styles`, `planes` and `rays`; `compose`, `encode`; `total`.
+        failed: label of a sample that could not be made -> the reason.
     """
 
     files: list[Path]
-    record: Path
+    record: Path | None
     samples: int
     seconds: dict[str, float]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def require_memory(needed: float, advice: str) -> None:
+    """Refuse what this machine cannot hold, before work starts.
+
+    Args:
+        needed: bytes, estimated from below.
+        advice: how to need less.
+
+    Raises:
+        UsageError: the machine has less memory.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UsageError(
+            f"This render needs about {needed / 1e9:,.0f} GB of memory, and this machine has {there / 1e9:,.0f} GB. "
+            f"{advice}"
+        )
 
 
 def render_video(
@@ -72,6 +94,9 @@ def render_video(
     job = _Job(model, settings, "video", out)
     check_video(settings.format, settings.fps)
     groups = job.groups()
+    columns = settings.columns or video_columns(len(groups[0]))
+    width, rows = job.sampler.size * len(settings.show), -(-len(groups[0]) // columns)
+    check_frame(settings.format, rows * job.sampler.size, min(columns, len(groups[0])) * width)
     ending = "" if settings.format == "png" else f".{settings.format}"
     files = []
     progress.start("Rendering", len(groups) * job.frames, "frames")
@@ -92,7 +117,7 @@ def render_video(
         job.watch.seconds["encode"] = job.watch.seconds.get("encode", 0.0) + time.perf_counter() - closing
         files.append(path)
     progress.finish()
-    return job.finish(files)
+    return job.finish(files, progress)
 
 
 def render_grid(model: TrainedModel, settings: GridSettings, out: Path, progress: Progress = NULL_PROGRESS) -> Rendered:
@@ -121,7 +146,7 @@ def render_grid(model: TrainedModel, settings: GridSettings, out: Path, progress
             save_picture(path, make_grid(_append(torch.stack(tiles), captions), columns))
         files.append(path)
     progress.finish()
-    return job.finish(files)
+    return job.finish(files, progress)
 
 
 class _Job:
@@ -145,6 +170,9 @@ class _Job:
         self.motion = None if model.is_2d else build_motion(settings)
         self.frames = settings.interpolate or (1 if self.motion is None else self.motion.frames())
         self.canonical: list[Camera] = []
+        tiles = min(settings.per_file, len(self.subjects)) * (1 if kind == "video" else self.frames)
+        pixels = tiles * self.sampler.size**2 * len(settings.show)
+        require_memory(9 * pixels, "Lower --size, --per-file or the number of frames.")  # RGB as tiles, stack and grid
 
     def groups(self) -> list[list[Subject]]:
         """Subjects file by file."""
@@ -184,7 +212,7 @@ class _Job:
         labels = "" if files == 1 else f"-{subject_label(group[0])}-{subject_label(group[-1])}"
         return self.out.with_name(f"{self.out.name}{labels}{ending}")
 
-    def finish(self, files: list[Path]) -> Rendered:
+    def finish(self, files: list[Path], progress: Progress) -> Rendered:
         content: dict[str, Any] = {"files": [path.name for path in files]}
         content["samples"] = [
             dict(zip(("sample", "to"), map(self.model.description, subject), strict=False)) for subject in self.subjects
@@ -193,15 +221,20 @@ class _Job:
             content["trajectory"] = self.motion.model_dump()
             for entry, row in zip(content["samples"], Camera.cat(self.canonical).to_vector().tolist(), strict=True):
                 entry["camera"] = dict(zip(CAMERA_NUMBERS, row, strict=True))
-        record = write_job_record(self.model, self.kind, self.settings, self.out, content)
+        record = write_job_record(self.model, self.kind, self.settings, self.out, content, progress)
         seconds = {"network": self.watch.network, **self.watch.seconds, "total": time.perf_counter() - self.began}
         return Rendered(files, record, len(self.subjects), seconds)
 
 
 def write_job_record(
-    model: TrainedModel, kind: str, settings: SubjectSettings, out: Path, content: dict[str, Any]
-) -> Path:
-    """Write `<out>.json`: program, checkpoint with its checksum, settings, and `content`.
+    model: TrainedModel,
+    kind: str,
+    settings: SubjectSettings,
+    out: Path,
+    content: dict[str, Any],
+    progress: Progress = NULL_PROGRESS,
+) -> Path | None:
+    """Write `<out>.json`: program, checkpoint with its checksum, settings, and `content`; None if that is impossible.
 
     Where that describes a render of the same name in another format, it is `<out>.<format>.json`.
     """
@@ -210,8 +243,10 @@ def write_job_record(
     if recorded_format(path, kind) not in (None, form):
         path = out.with_name(f"{out.name}.{form}.json")
     checkpoint = {"run": model.run, "name": model.checkpoint, "sha256": model.sha256}
-    write_record(path, kind, settings, {"version": threedgp.__version__, "checkpoint": checkpoint, **content})
-    return path
+    with best_effort("The record of the render", progress):
+        write_record(path, kind, settings, {"version": threedgp.__version__, "checkpoint": checkpoint, **content})
+        return path
+    return None
 
 
 def subject_label(subject: Subject) -> str:

@@ -86,8 +86,12 @@ def _classes(part: str, num_classes: int, names: Sequence[str] | None) -> list[i
     if _RANGE.fullmatch(part):
         return _numbers(part, "--classes", num_classes - 1)
     lowered = [name.casefold() for name in names or ()]
-    if part.casefold() in lowered:
-        return [list(names).index(part) if part in names else lowered.index(part.casefold())]
+    exact = [index for index, name in enumerate(names or ()) if name == part]
+    found = exact or [index for index, name in enumerate(lowered) if name == part.casefold()]
+    if len(found) > 1:
+        raise UsageError(f"--classes: '{part}' may be any of the classes {', '.join(map(str, found))}: use the number.")
+    if found:
+        return found
     if names is None:
         raise UsageError(
             f"'{part}' may be the name of a class, but the names are only known where the training set is: name it "

@@ -12,9 +12,10 @@ import torch
 from threedgp.camera.camera import Camera
 from threedgp.camera.trajectories import Points
 from threedgp.inference.grid import save_picture, to_uint8
-from threedgp.inference.jobs import Rendered, write_job_record
+from threedgp.inference.jobs import Rendered, require_memory, write_job_record
 from threedgp.inference.mesh import (
     Mesh,
+    SurfaceError,
     Threshold,
     density_volume,
     extract_surface,
@@ -28,6 +29,8 @@ from threedgp.inference.preview import draw_mesh
 from threedgp.inference.sampler import ViewOptions, ViewSampler, require_3d
 from threedgp.inference.settings import MeshSettings, build_subjects
 from threedgp.progress import NULL_PROGRESS, Progress
+
+MOST_REASONS = 4  # in one message
 
 
 def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress: Progress = NULL_PROGRESS) -> Rendered:
@@ -43,7 +46,7 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
 
     Raises:
         UsageError: a 2D model, or settings that do not fit it.
-        SurfaceError: a sample has no surface at the threshold.
+        SurfaceError: no sample has a surface at the threshold; single ones that have none are in `Rendered.failed`.
         MissingExtraError: scikit-image or trimesh is not installed.
     """
     began = time.perf_counter()
@@ -56,14 +59,21 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
     cube_size = settings.cube_size or 2 * model.generator.cube_scale
     files: list[Path] = []
     entries: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    volume_bytes = 4 * settings.resolution**3
+    require_memory(3 * volume_bytes, "Lower --resolution.")  # as it is, padded, and inside marching cubes
     progress.start("Sampling density", len(samples) * settings.resolution, "slabs")
     for sample in samples:
         planes = sampler.planes(model.styles([sample], settings.truncation))
         with sampler.watch("density"):
             volume = density_volume(model.generator, planes, settings.resolution, cube_size, progress)
         level = threshold.level(volume, model.generator.render_options)
-        with sampler.watch("surface"):
-            mesh, volume, corner = _surface(model, planes, volume, level, cube_size, settings)
+        try:
+            with sampler.watch("surface"):
+                mesh, volume, corner = _surface(model, planes, volume, level, cube_size, settings)
+        except SurfaceError as error:
+            failed[sample.label] = str(error)
+            continue
         base = out if len(samples) == 1 else out.with_name(f"{out.name}-{sample.label}")
         camera = model.canonical_cameras([sample], settings.camera)
         preview = _preview(sampler, planes, mesh, camera)
@@ -74,10 +84,12 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
         files.append(picture)
         entries.append({"sample": model.description(sample), **_facts(mesh, level, camera)})
     progress.finish()
-    content = {"files": [path.name for path in files], "cube_size": cube_size, "samples": entries}
-    record = write_job_record(model, "mesh", settings, out, content)
+    if not files:
+        raise SurfaceError(" ".join(f"{label}: {reason}" for label, reason in list(failed.items())[:MOST_REASONS]))
+    content = {"files": [path.name for path in files], "cube_size": cube_size, "samples": entries, "failed": failed}
+    record = write_job_record(model, "mesh", settings, out, content, progress)
     seconds = {"network": sampler.watch.network, **sampler.watch.seconds, "total": time.perf_counter() - began}
-    return Rendered(files, record, len(samples), seconds)
+    return Rendered(files, record, len(entries), seconds, failed)
 
 
 def _surface(model: TrainedModel, planes, volume: np.ndarray, level: float, cube_size: float, settings: MeshSettings):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from threedgp.camera.trajectories import Trajectory, build_trajectory
+from threedgp.camera.trajectories import Trajectory, build_trajectory, shorten
 from threedgp.config.schema import Section
 from threedgp.errors import DataError, ThreeDGPError, UsageError
 from threedgp.files import read_json, write_json
-from threedgp.inference.latents import Sample, plan_pairs, plan_samples
+from threedgp.inference.latents import LARGEST_LIST, LARGEST_SEED, Sample, plan_pairs, plan_samples
 
 RECORD_VERSION = 1
 
@@ -20,8 +20,8 @@ RECORD_VERSION = 1
 class SubjectSettings(Section):
     """Which samples, and from where they are seen."""
 
-    seeds: list[int] = Field(min_length=1)
-    classes: list[int] | None = Field(None, min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(min_length=1, max_length=LARGEST_LIST)
+    classes: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, max_length=LARGEST_LIST)
     truncation: float = Field(0.7, ge=-5, le=5)
     camera: Literal["mean", "posterior"] = "mean"
     batch: int = Field(4, ge=1, le=4096)
@@ -36,10 +36,10 @@ class PictureSettings(SubjectSettings):
     size: int | None = None
     steps: float = Field(2.0, gt=0)
     far_offset: float = 1.0
-    show: list[Literal["rgb", "depth", "adapted"]] = Field(default=["rgb"], min_length=1)
+    show: list[Literal["rgb", "depth", "adapted"]] = Field(default=["rgb"], min_length=1, max_length=8)
     captions: bool = False
-    columns: int | None = Field(None, ge=1)
-    per_file: int = Field(16, ge=1)
+    columns: int | None = Field(None, ge=1, le=LARGEST_LIST)
+    per_file: int = Field(16, ge=1, le=LARGEST_LIST)
 
     @field_validator("steps", "far_offset")
     @classmethod
@@ -67,9 +67,9 @@ class MeshSettings(SubjectSettings):
     """A surface of each sample."""
 
     resolution: int = Field(256, ge=8, le=1024, description="density samples along each axis")
-    cube_size: float | None = Field(None, gt=0, description="side of the sampled cube; null: the whole scene")
+    cube_size: float | None = Field(None, gt=0, le=1e6, description="side of the sampled cube; null: the whole scene")
     threshold: str = "opacity:0.5"
-    formats: list[Literal["ply", "obj", "glb", "mrc"]] = Field(default=["ply"], min_length=1)
+    formats: list[Literal["ply", "obj", "glb", "mrc"]] = Field(default=["ply"], min_length=1, max_length=8)
     all_components: bool = False
     crop: bool = False
     normalize: bool = False
@@ -101,11 +101,16 @@ def complete_settings(kind: str, values: Mapping[str, Any], *, is_2d: bool = Fal
     try:
         return KINDS[kind].model_validate(values)
     except ValidationError as error:
-        problems = []
-        for problem in error.errors(include_url=False)[:4]:
-            option = "--" + str(problem["loc"][0]).replace("_", "-")
-            problems.append(f"{option}: {problem['msg'].lower()}, but it is {problem['input']!r}.")
-        raise UsageError(" ".join(problems)) from None
+        raise UsageError(_problems(error)) from None
+
+
+def _problems(error: ValidationError) -> str:
+    """Each option that does not fit, and why."""
+    texts = []
+    for problem in error.errors(include_url=False)[:4]:
+        option = "--" + str(problem["loc"][0]).replace("_", "-")
+        texts.append(f"{option}: {problem['msg'].lower()}, but it is {shorten(problem['input'])}.")
+    return " ".join(texts)
 
 
 def changed_settings(earlier: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,21 +185,26 @@ def read_record(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, 
     """Settings and checkpoint of an earlier render.
 
     Returns:
-        (settings, checkpoint with the keys run, name and sha256), not yet validated.
+        (settings, checkpoint with the keys run, name and sha256).
 
     Raises:
-        DataError: missing, no such JSON, of a newer version.
+        DataError: missing, no such JSON, settings that no render has, of a newer version.
         UsageError: it describes another kind of render.
     """
     content = read_json(path)
     try:
-        found, version = content["render"], content["format"]
+        found, version = str(content["render"]), content["format"]
         settings, checkpoint = dict(content["settings"]), content["checkpoint"]
         checkpoint = {key: str(checkpoint[key]) for key in ("run", "name", "sha256")}
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{path} is no record of a render: `3dgp render` writes one beside each result.") from None
     if version != RECORD_VERSION:
         raise DataError(f"{path} was written by another version of 3dgp (record format {version}).")
+    if found not in KINDS:
+        raise DataError(f"{path} is no record of a render: it describes a {shorten(found)}.")
     if found != kind:
         raise UsageError(f"{path} describes a {found}: use `3dgp render {found} --from {path}`.")
-    return settings, checkpoint
+    try:
+        return KINDS[kind].model_validate(settings).model_dump(), checkpoint
+    except ValidationError as error:
+        raise DataError(f"{path} is no record of a render. {_problems(error)}") from None

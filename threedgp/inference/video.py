@@ -65,6 +65,16 @@ def check_video(kind: str, fps: float) -> None:
         find_ffmpeg()
 
 
+def check_frame(kind: str, height: int, width: int) -> None:
+    """Refuse frames that are too large for the format. Raises `UsageError`."""
+    largest = LARGEST_SIDE.get(kind)
+    if largest is not None and max(height, width) > largest:
+        raise UsageError(
+            f"The video would be {width}x{height} pixels; {kind} holds at most {largest} a side. Lower --size or "
+            "--per-file."
+        )
+
+
 @contextmanager
 def open_video(path: Path | str, kind: str, *, fps: float = FPS, crf: int = CRF) -> Iterator[AddFrame]:
     """Write a video while it is rendered: `with open_video(path, "mp4") as add: add(frame)`.
@@ -125,12 +135,7 @@ class _Encoder:
 
     def _start(self) -> None:
         height, width = self.size
-        largest = LARGEST_SIDE[self.kind]
-        if max(height, width) > largest:
-            raise UsageError(
-                f"The video would be {width}x{height} pixels; {self.kind} holds at most {largest} a side. Lower --size "
-                "or --per-file."
-            )
+        check_frame(self.kind, height, width)
         arguments = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y"]
         arguments += [
             "-f",

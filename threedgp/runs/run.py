@@ -329,7 +329,7 @@ class Run:
         if (isinstance(which, Path) or os.sep in str(which)) and Path(which).is_dir():
             return Path(which)
         for path in reversed(paths):
-            if str(which) in (path.name, _kimg(path), str(checkpoint_nimg(path) // 1000)):
+            if str(which) in (path.name, _kimg(path)) or _number(which) * 1000 == checkpoint_nimg(path):
                 return path
         there = ", ".join(_kimg(path) for path in paths[-20:]) or "none"
         raise CheckpointError(f"Run '{self.name}' has no checkpoint '{which}'. It has, in thousand images: {there}.")
@@ -355,7 +355,12 @@ def find_checkpoint(
     """
     for path in (which, run):
         if isinstance(path, (str, Path)) and (Path(path) / "manifest.json").is_file():
-            return run_of(path), Path(path)
+            found = run_of(path)
+            if path is which and run is not None and Run.open(workspace, run).folder.resolve() != found.folder:
+                raise UsageError(f"Checkpoint {which} belongs to run '{found.name}', not to '{run}'.")
+            if path is run and which != "best":
+                raise UsageError(f"{run} is a checkpoint already: leave --checkpoint {which} out.")
+            return found, Path(path)
     chosen = Run.newest(workspace, with_checkpoint=True) if run is None else Run.open(workspace, run)
     return chosen, chosen.checkpoint(which, progress)
 
@@ -397,7 +402,14 @@ def load_generator(checkpoint: Path | str, device: torch.device | str = "cpu") -
 
 
 def _kimg(path: Path) -> str:
-    return f"{checkpoint_nimg(path) / 1000:g}"
+    return f"{checkpoint_nimg(path) / 1000:.12g}"
+
+
+def _number(text: str | int | Path) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _metric_line(line: Any) -> dict[str, Any] | None:
