@@ -250,7 +250,9 @@ def test_checkpoints_are_chosen_by_best_latest_kimg_name_or_path(workspace, prof
         score(run, 800_080, main, 1.0)
         assert run.checkpoint("best") == second
     assert run.checkpoint("latest") == third
-    assert run.checkpoint(400) == run.checkpoint("400") == run.checkpoint("400.04") == first
+    assert run.checkpoint(400.04) == run.checkpoint("400.04") == run.checkpoint("0400.040") == first
+    with pytest.raises(CheckpointError, match=r"no checkpoint .400.\. .*400\.04"):
+        run.checkpoint("400")
     assert run.checkpoint("000800080") == second
     assert run.checkpoint(first) == first
     with pytest.raises(CheckpointError, match=r"'500'.*400\.04, 800\.08, 1200"):

@@ -300,7 +300,7 @@ class Run:
 
     # --------------------------------------------------------------------------------------------- choosing checkpoints
 
-    def checkpoint(self, which: str | int | Path = "best", progress: Progress = NULL_PROGRESS) -> Path:
+    def checkpoint(self, which: str | float | Path = "best", progress: Progress = NULL_PROGRESS) -> Path:
         """Path of one checkpoint of this run.
 
         Args:
@@ -328,9 +328,10 @@ class Run:
             return path
         if (isinstance(which, Path) or os.sep in str(which)) and Path(which).is_dir():
             return Path(which)
-        for path in reversed(paths):
-            if str(which) in (path.name, _kimg(path)) or _number(which) * 1000 == checkpoint_nimg(path):
-                return path
+        named = [path for path in paths if path.name == str(which)]
+        nimg = round(1000 * _number(which), 3)
+        for path in named or [path for path in paths if checkpoint_nimg(path) == nimg]:
+            return path
         there = ", ".join(_kimg(path) for path in paths[-20:]) or "none"
         raise CheckpointError(f"Run '{self.name}' has no checkpoint '{which}'. It has, in thousand images: {there}.")
 
@@ -338,7 +339,7 @@ class Run:
 def find_checkpoint(
     workspace: Workspace,
     run: str | Path | None = None,
-    which: str | int | Path = "best",
+    which: str | float | Path = "best",
     progress: Progress = NULL_PROGRESS,
 ) -> tuple[Run, Path]:
     """What evaluation and rendering work on: a run and one checkpoint of it.
@@ -405,7 +406,7 @@ def _kimg(path: Path) -> str:
     return f"{checkpoint_nimg(path) / 1000:.12g}"
 
 
-def _number(text: str | int | Path) -> float:
+def _number(text: str | float | Path) -> float:
     try:
         return float(text)
     except (TypeError, ValueError):
