@@ -410,7 +410,7 @@ def _number(text: str | float | Path) -> float:
     try:
         return float(text)
     except (TypeError, ValueError):
-        return math.nan
+        return float("nan")
 
 
 def _metric_line(line: Any) -> dict[str, Any] | None:
