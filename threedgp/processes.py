@@ -126,9 +126,20 @@ def _store(size: int) -> dist.Store | None:
     return None
 
 
-def choose_device(device: str | None = None) -> str:
-    """The device asked for, else a GPU if PyTorch finds one: "cuda" or "cpu"."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(name: str | None = None) -> torch.device:
+    """The device asked for, else the GPU where there is one.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"--device {name}: there is no such device here. Use cpu, cuda or cuda:NUMBER.") from None
+    return device
 
 
 @contextmanager
@@ -142,7 +153,7 @@ def join_world(device: str | None = None) -> Iterator[World]:
         UsageError: more processes on this machine than GPUs, or no GPU although cuda was asked for.
     """
     rank, size, local_rank = place()
-    kind = choose_device(device)
+    kind = device or choose_device().type
     if kind == "cuda":
         count = torch.cuda.device_count()
         if local_rank >= count:

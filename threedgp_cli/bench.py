@@ -121,8 +121,9 @@ def render(
     from threedgp.config.profile import load_profile
     from threedgp.config.workspace import Workspace
     from threedgp.errors import UsageError
-    from threedgp.inference.model import TrainedModel, choose_device
+    from threedgp.inference.model import TrainedModel
     from threedgp.inference.settings import complete_settings
+    from threedgp.processes import choose_device
 
     if profile is None:
         model = load_model(Workspace.find(workspace), target, checkpoint, None, None, device, progress())

@@ -394,7 +394,8 @@ def load_model(
 ) -> TrainedModel:
     """The checkpoint asked for, else the one an earlier render was made with, else the newest run's best."""
     from threedgp.errors import CheckpointError
-    from threedgp.inference.model import TrainedModel, choose_device
+    from threedgp.inference.model import TrainedModel
+    from threedgp.processes import choose_device
     from threedgp.runs.run import find_checkpoint
 
     chosen = choose_device(device)

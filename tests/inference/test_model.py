@@ -11,7 +11,8 @@ import torch
 from tests.inference.tiny import tiny_run
 from threedgp.errors import CheckpointError, DataError, UsageError
 from threedgp.inference.latents import Sample
-from threedgp.inference.model import TrainedModel, choose_device, data_facts
+from threedgp.inference.model import TrainedModel, data_facts
+from threedgp.processes import choose_device
 from threedgp.runs.checkpoint import save_checkpoint
 
 

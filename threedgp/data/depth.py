@@ -86,7 +86,7 @@ def run_depth(
         raise UsageError("The batch and the number of processes must be at least 1.")
     from threedgp.processes import choose_device  # brings PyTorch
 
-    device = choose_device(device)
+    device = str(choose_device(device))
     _check_devices(device, gpus)
     photos, target = open_source(source), Path(target)
     estimator = spec.build(device) if gpus == 1 else None
@@ -198,7 +198,7 @@ def _estimate_shared(
 
 
 def _check_devices(device: str, gpus: int) -> None:
-    if device == "cpu":
+    if not device.startswith("cuda"):
         return
     import torch
 

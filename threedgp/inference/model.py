@@ -12,7 +12,7 @@ from threedgp.camera.camera import Camera
 from threedgp.config.schema import Profile
 from threedgp.data.labels import DATASET_JSON, Labels, parse_labels, read_labels
 from threedgp.data.source import open_source
-from threedgp.errors import CheckpointError, UsageError
+from threedgp.errors import CheckpointError
 from threedgp.files import read_json
 from threedgp.inference.cameras import mean_camera, posterior_cameras
 from threedgp.inference.latents import Sample, StyleMapper
@@ -142,19 +142,3 @@ def data_facts(path: Path, num_classes: int) -> tuple[list[str] | None, Tensor |
     names = labels.classes if labels.classes is not None and len(labels.classes) == num_classes else None
     angles = torch.tensor(list(labels.angles.values())) if labels.angles else None
     return names, angles
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device asked for, else the GPU where there is one.
-
-    Raises:
-        UsageError: no such device here.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise UsageError(f"--device {name}: there is no such device here. Use cpu, cuda or cuda:NUMBER.") from None
-    return device
