@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from threedgp.errors import UsageError
-from threedgp.files import append_json_line
+from threedgp.files import append_json_line, best_effort
 from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -96,23 +96,13 @@ class RunLog:
     ):
         self.path, self.progress = folder / "log.jsonl", progress
         self._board: EventFile | None = None
-        self._noted = False
         self._wandb = None
-        with self._best_effort(), suppress(ImportError):
+        with best_effort("The log", self.progress), suppress(ImportError):
             self._board = EventFile(folder / "tensorboard")
         if wandb_project is not None:
             self._wandb = require_wandb().init(
                 project=wandb_project, name=name, dir=str(folder), resume="allow", id=name
             )
-
-    @contextmanager
-    def _best_effort(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if not self._noted:
-                self.progress.note(f"The log cannot be written ({error}); training goes on without it.")
-            self._noted = True
 
     def tick(self, nimg: int, moments: dict[str, Moments]) -> None:
         """Write the statistics of a tick; NaN and infinity become null in the JSON line."""
@@ -123,13 +113,13 @@ class RunLog:
 
     def event(self, kind: str, nimg: int, **values: Any) -> None:
         """Write a line for something that happened: a checkpoint, a metric, a rollback."""
-        with self._best_effort():
+        with best_effort("The log", self.progress):
             append_json_line(self.path, {"kind": kind, "nimg": nimg, "time": time.time(), **values})
 
     def scalars(self, nimg: int, values: dict[str, float]) -> None:
         """Send numbers to TensorBoard and Weights & Biases."""
         if self._board is not None:
-            with self._best_effort():
+            with best_effort("The log", self.progress):
                 self._board.write(nimg, values)
         if self._wandb is not None:
             self._wandb.log({**values, "kimg": nimg / 1000})

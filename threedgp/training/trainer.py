@@ -21,7 +21,7 @@ from threedgp.config.schema import Profile
 from threedgp.data.dataset import Item, TrainingSet, collate
 from threedgp.data.sampler import InfiniteSampler
 from threedgp.errors import DataError, DivergenceError
-from threedgp.files import read_json, write_json
+from threedgp.files import best_effort, read_json, write_json
 from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.runs.catalog import checkpoint_name, prune_checkpoints
@@ -410,8 +410,8 @@ class Clock:
         return self._before + (0.0 if self._began is None else time.perf_counter() - self._began)
 
     def save(self) -> None:
-        """Write the time into the run folder, if the disk lets us."""
-        with suppress(OSError):
+        """Write the time into the run folder."""
+        with best_effort("The time a run took"):
             write_json(self.path, {"seconds": self.seconds})
 
 
