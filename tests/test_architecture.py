@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # the ground floor first; members of one floor may import each other
     ["threedgp.ops", "threedgp.config", "threedgp.pretrained"]
-    + [f"threedgp.{module}" for module in ("colormap", "processes", "files", "progress", "errors")],
+    + [
+        f"threedgp.{module}" for module in ("colormap", "processes", "launcher", "cores", "files", "progress", "errors")
+    ],
     ["threedgp.camera", "threedgp.data", "threedgp.demo_world"],
     ["threedgp.rendering"],
     ["threedgp.models"],

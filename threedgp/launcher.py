@@ -24,8 +24,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,7 +40,9 @@ POLL_SECONDS = 0.1
 GRACE_SECONDS = 3.0  # for the others to say what they noticed, once one has failed
 END_SECONDS = 10.0  # for a worker to end when it is told to
 MEET_MINUTES = 10.0
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
 
 class Place(NamedTuple):
@@ -139,7 +142,7 @@ def _run(
     common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(share_cores(processes))}
     common |= {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
     if meeting.startswith("file:"):
-        common |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        common |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for local in range(processes):
@@ -151,7 +154,7 @@ def _run(
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
-                    preexec_fn=_die_with(os.getpid()),
+                    preexec_fn=partial(end_with, os.getpid()),
                 )
             )
         failed_at = None
@@ -187,16 +190,12 @@ def _end(workers: Sequence[subprocess.Popen]) -> None:
             worker.wait()
 
 
-def _die_with(parent: int) -> Callable[[], None]:
-    """For the child, before it becomes another program: end at once when the parent does, even by kill -9 (Linux)."""
-
-    def ask() -> None:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before it could be asked about
-                os._exit(1)
-
-    return ask
+def end_with(parent: int) -> None:
+    """For a child's first line: end at once when the parent does, even by kill -9 (Linux)."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before it could be asked about
+            os._exit(1)
 
 
 # ---------------------------------------------------------------------------------------------------- several machines

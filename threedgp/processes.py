@@ -127,7 +127,7 @@ def _store(size: int) -> dist.Store | None:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device asked for, else the GPU where there is one.
+    """The device asked for, else a GPU if PyTorch finds one; a numbered GPU becomes the one this process computes on.
 
     Raises:
         UsageError: no such device here.
@@ -139,6 +139,8 @@ def choose_device(name: str | None = None) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
         raise UsageError(f"--device {name}: there is no such device here. Use cpu, cuda or cuda:NUMBER.") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # kernels and streams that name no device go there, too
     return device
 
 

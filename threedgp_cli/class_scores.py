@@ -24,8 +24,6 @@ def classes(
     json_output: JsonOption = False,
 ) -> None:
     """Class accuracy of a linear classifier on generated images, straight and turned, and depth by class."""
-    import torch
-
     from threedgp.config.workspace import Workspace
     from threedgp.data.dataset import open_training_set
     from threedgp.files import best_effort
@@ -33,12 +31,13 @@ def classes(
     from threedgp.metrics.class_scores import score_classes
     from threedgp.metrics.samples import Sampler
     from threedgp.pretrained.embedder import build_extractor
+    from threedgp.processes import choose_device
     from threedgp.runs.run import find_checkpoint, load_generator
 
     place = Workspace.find(workspace)
     listener = progress()
     run, path = find_checkpoint(place, target, checkpoint, listener)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     dataset = open_training_set(run.profile, training_data(place, run.profile, run, str(data) if data else None))
     sampler = Sampler(load_generator(path, device), run.profile, dataset, seed)
     network = build_extractor(extractor, device=device, progress=listener)

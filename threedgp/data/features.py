@@ -109,7 +109,7 @@ def find_or_build(
         model,
         weights,
         download=download,
-        device=choose_device(device),
+        device=str(choose_device(device)),
         allow_unverified=allow_unverified,
         progress=progress,
     )

@@ -64,7 +64,7 @@ def _local(function: Callable[[Item], Result], items: Iterable[Item], jobs: int 
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     jobs = jobs or available_cores()
-    if not _shared_memory_serves(jobs):
+    if not shared_memory_serves(jobs):
         # Worker processes need a few pages of /dev/shm; threads need none, and pictures are decoded beside the lock.
         yield from map_ahead(function, items, jobs, 3 * jobs)
         return
@@ -100,7 +100,7 @@ def _local(function: Callable[[Item], Result], items: Iterable[Item], jobs: int 
         ) from None
 
 
-def _shared_memory_serves(jobs: int) -> bool:
+def shared_memory_serves(jobs: int) -> bool:
     """Whether there is room for the semaphores of a pool: containers may have hardly any shared memory."""
     try:
         return bool([multiprocessing.Lock() for _ in range(16 + 4 * jobs)])

@@ -5,6 +5,8 @@ Loaded only when tensors are on a GPU and Triton is installed (it comes with PyT
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -111,6 +113,11 @@ def _stored(planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     return planes.permute(0, 3, 4, 1, 2).contiguous(), points.float().contiguous()
 
 
+def on_device_of(tensor: Tensor) -> AbstractContextManager:
+    """Triton launches on the current GPU, wherever its arguments lie: make it theirs."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
 class TriplaneOnGPU(torch.autograd.Function):
     """planes [B, 3, F, H, W], points [B, M, 3] -> [B, M, F] in the planes' type; sums are float32."""
 
@@ -122,7 +129,8 @@ class TriplaneOnGPU(torch.autograd.Function):
         out = torch.empty(batch, count, features, device=planes.device, dtype=planes.dtype)
         sizes = {"F": features, "FP": triton.next_power_of_2(features), "B": BLOCK}
         if out.numel():
-            _forward[(triton.cdiv(count, BLOCK), batch)](stored, places, out, count, height, width, **sizes)
+            with on_device_of(planes):
+                _forward[(triton.cdiv(count, BLOCK), batch)](stored, places, out, count, height, width, **sizes)
         ctx.save_for_backward(planes, points)
         return out
 
@@ -139,10 +147,11 @@ class TriplaneOnGPU(torch.autograd.Function):
         grad_points = torch.zeros_like(places)
         sizes = {"F": features, "FP": triton.next_power_of_2(features), "B": BLOCK}
         if grad.numel():
-            _backward[(triton.cdiv(count, BLOCK), batch)](
-                stored, places, grad.contiguous(), grad_planes, grad_points, count, height, width, **sizes,
-                PLANES=wants_planes, POINTS=wants_points,
-            )  # fmt: skip
+            with on_device_of(planes):
+                _backward[(triton.cdiv(count, BLOCK), batch)](
+                    stored, places, grad.contiguous(), grad_planes, grad_points, count, height, width, **sizes,
+                    PLANES=wants_planes, POINTS=wants_points,
+                )  # fmt: skip
         return (
             grad_planes.permute(0, 3, 4, 1, 2).to(planes.dtype) if wants_planes else None,
             grad_points.to(points.dtype) if wants_points else None,

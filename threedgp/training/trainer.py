@@ -18,7 +18,8 @@ import torch
 
 from threedgp.config.rules import batch_split
 from threedgp.config.schema import Profile
-from threedgp.data.dataset import Item, TrainingSet, collate
+from threedgp.data.dataset import Item, TrainingSet
+from threedgp.data.loader import batches
 from threedgp.data.sampler import InfiniteSampler
 from threedgp.errors import DataError, DivergenceError
 from threedgp.files import best_effort, read_json, write_json
@@ -228,15 +229,8 @@ class Trainer:
             seed=training.seed,
             stream=counters.stream,
         )
-        loader = torch.utils.data.DataLoader(
-            self.dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=training.workers,
-            pin_memory=self.world.device.type == "cuda",
-            persistent_workers=training.workers > 0,
-        )
-        return iter(loader)
+        on_gpu = self.world.device.type == "cuda"
+        return batches(self.dataset, sampler, workers=training.workers, pin_memory=on_gpu)
 
     # ---------------------------------------------------------------------------------------------------------- upkeep
 
