@@ -110,19 +110,19 @@ def test_results_say_how_they_were_made(folders):
     json.dumps(line)
 
 
-def _work(rank, meeting, folders, queue):
+def _work(rank, meeting, folders, queue, cache=None):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
-    results = score(folders, batch=7, world=World(rank, 2, torch.device("cpu")))
+    results = score(folders, batch=7, world=World(rank, 2, torch.device("cpu")), cache=cache)
     queue.put((numbers(results), [result.problem for result in results]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def in_two_processes(folders, meeting):
+def in_two_processes(folders, meeting, cache=None):
     context = torch.multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    workers = [context.Process(target=_work, args=(rank, meeting, folders, queue)) for rank in range(2)]
+    workers = [context.Process(target=_work, args=(rank, meeting, folders, queue, cache)) for rank in range(2)]
     for worker in workers:
         worker.start()
     answers = [queue.get() for _ in workers]
@@ -133,8 +133,10 @@ def in_two_processes(folders, meeting):
 
 def test_two_processes_give_the_same_values(folders, tmp_path):
     expected = numbers(score(folders, batch=7))
-    for answer, _ in in_two_processes(folders, tmp_path / "meeting"):
-        assert answer == pytest.approx(expected, rel=1e-9)
+    cache = StatisticsCache(tmp_path / "cache")
+    for meeting in ("computed", "stored"):
+        for answer, _ in in_two_processes(folders, tmp_path / meeting, cache):
+            assert answer == pytest.approx(expected, rel=1e-9)
 
 
 def test_two_processes_cope_with_one_image(folders, tmp_path):

@@ -178,7 +178,7 @@ def _real_banks(
     for (name, _, _), (images, members) in wanted.items():
         bank = Bank(networks[name], len(images), rows=any(needs(spec)["rows"] for spec in members))
         _fill_real(bank, images, cache, resume, world, progress)
-        if bank.statistics.count == 0:
+        if world.share(bank.statistics.count) == 0:  # only the first process reads the store
             raise DataError(f"None of the {len(images)} images in {images.path} could be read.")
         banks |= {spec.name: bank for spec in members}
     return banks
