@@ -110,6 +110,7 @@ def test_training_to_the_end_and_longer(workspace, call):
     assert Run(run.folder).profile.training.kimg == 0.072
 
 
+@pytest.mark.slow
 @needs_proc
 def test_two_processes_stop_on_ctrl_c_die_with_their_parent_and_are_missed(workspace, call):
     run = Run(workspace.runs / "night")
@@ -147,6 +148,7 @@ def test_two_processes_stop_on_ctrl_c_die_with_their_parent_and_are_missed(works
     verify_checkpoint(run.checkpoint("latest"))
 
 
+@pytest.mark.slow
 def test_one_process_saves_on_a_warning_and_stops_at_once_on_a_second_ctrl_c(workspace):
     run = Run(workspace.runs / "night")
     process = start(workspace, "train", "-p", "tiny.yaml", "--run", "night", *LONG)
@@ -167,6 +169,7 @@ def test_one_process_saves_on_a_warning_and_stops_at_once_on_a_second_ctrl_c(wor
     verify_checkpoint(run.checkpoint("latest"))
 
 
+@pytest.mark.slow
 def test_two_machines_meet(workspace):
     shared = ("--nodes", "2", "--procs", "1", "--rendezvous", f"localhost:{free_port()}")
     command = ("train", "-p", "tiny.yaml", "--run", "both", *shared, "--set", "training.kimg=0.016")

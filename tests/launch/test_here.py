@@ -75,6 +75,7 @@ def test_data_loading_processes_end_on_sigterm_and_leave_ctrl_c_to_their_parent(
         assert not request()
 
 
+@pytest.mark.slow
 def test_the_stop_file_of_a_run_ends_it_and_an_old_one_does_not(workspace):
     run = make_run(workspace, "run")
     stop = run.folder / "stop"

@@ -55,6 +55,7 @@ def test_machines_that_do_not_meet_are_told_what_to_check(run):
     assert "same --rendezvous" in text
 
 
+@pytest.mark.slow
 def test_an_error_of_real_workers_reaches_the_caller(run):
     with pytest.raises(ThreeDGPError, match="There is no data set"):
         run_workers(run, LaunchOptions(2), StopRequest())

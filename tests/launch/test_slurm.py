@@ -184,6 +184,7 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the job's process")
 def test_a_warned_job_saves_requeues_itself_and_goes_on_to_the_end(tmp_path, monkeypatch):
     """Slurm's warning signal to a job of submitit's local executor, which requeues like a cluster does."""
