@@ -148,7 +148,8 @@ def estimate(
     """
     target = journal.path.parent
     batches = [names[start : start + batch_size] for start in range(0, len(names), batch_size)][rank::world_size]
-    open_batches, ready = [], {}
+    open_batches: list[list[str]] = []
+    ready: dict[str, Made] = {}
     for batch in batches:
         found = {name: _existing(photos, journal, name) for name in batch}
         ready |= {name: made for name, made in found.items() if made is not None}
@@ -177,7 +178,7 @@ def estimate(
             missing = set(batch) - ready.keys()
             yield from (photo for photo in read_batch if isinstance(photo, Outcome))
             good = [photo for photo in read_batch if isinstance(photo, _Photo)]
-            predicted = []
+            predicted: list[tuple[_Photo, Tensor]] = []
             for group in _same_shape(good):
                 if any(photo.name in missing for photo in group):
                     predicted += zip(group, _predict(estimator, group), strict=True)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from threedgp.data.images import decode_usable_depth, encode_depth, image_size
-from threedgp.data.journal import Made, Recorder, relative, still_holds
+from threedgp.data.journal import Inputs, Made, Recorder, relative, still_holds
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.source import (
     DEPTH_ENDING,
@@ -168,7 +168,7 @@ def _by_stem(files: list[str], endings: tuple[str, ...]) -> dict[str, str]:
 def _merge_one(photos: FolderSource, output: Path, depth_is: DepthIs, pair: Pair) -> tuple[Pair, Made | str]:
     """Copy one pair; returns how it was made, or the reason when it is not usable. Runs in a worker."""
     depth = relative(pair.depth, photos.root)
-    inputs = {pair.name: (photos, pair.name), depth: (photos, depth)}
+    inputs: Inputs = {pair.name: (photos, pair.name), depth: (photos, depth)}
     made = still_holds(pair.before, inputs, output, (pair.name, depth_name_of(pair.name)))
     if made is not None:
         return pair, made
