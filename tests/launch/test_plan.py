@@ -209,3 +209,9 @@ def test_as_many_processes_as_cores_while_groups_stay_whole():
     assert [cpu_processes(profile, cores) for cores in (1, 2, 3, 4, 7, 8, 64)] == [1, 2, 2, 4, 4, 4, 4]
     whole = tiny_profile("training.batch_size=16", "model.discriminator.mbstd_group_size=null")
     assert cpu_processes(whole, 8) == 1
+
+
+@pytest.mark.parametrize("name", ["../a", "a b", "-x", "0" * 300])
+def test_a_dry_run_refuses_the_names_that_a_start_refuses(workspace, name):
+    with pytest.raises(UsageError, match="A run cannot be called"):
+        plan_run(workspace, tiny_profile(*OVERRIDES), LaunchOptions(), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ from threedgp.launch.plan import outcome
 from threedgp.runs.charts import line_chart, ticks
 from threedgp.runs.report import curves
 from threedgp.runs.run import Run
+from threedgp.runs.summary import summarize_all
 from threedgp_cli.main import app
 
 OLD_RUN = Path(__file__).parent / "old_run"
@@ -101,6 +103,17 @@ def test_an_odd_note_of_the_training_set_or_clock_is_no_bug(run, tmp_path):
         with suppress(DataError):
             training_data(Workspace(tmp_path), run.profile, run)
         assert outcome(run)["finished"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "lock", "checkpoints", "config.yaml"])
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir])
+def test_a_run_that_cannot_be_read_hides_no_other(run, name, put):
+    other = run.folder.with_name("other")
+    shutil.copytree(run.folder, other)
+    shutil.rmtree(other / name) if name == "checkpoints" else (other / name).unlink(missing_ok=True)
+    put(other / name)
+    found = {summary.name: summary.state for summary in summarize_all(Workspace(run.folder.parents[1]))}
+    assert found["old"] == "done"
 
 
 def test_charts_leave_out_what_cannot_be_drawn():

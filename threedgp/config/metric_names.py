@@ -17,6 +17,17 @@ from typing import Literal
 from threedgp.errors import UsageError
 
 Family = Literal["fid", "kid", "pr", "is", "nfs"]
+FAMILIES: dict[str, Family] = {
+    "fid": "fid",
+    "kid": "kid",
+    "pr": "pr",
+    "is": "is",
+    "nfs": "nfs",
+    "fd_efflite0_": "fid",
+    "kd_efflite0_": "kid",
+    "pr_efflite0_": "pr",
+}
+"""How a metric's name begins -> its family."""
 
 INCEPTION = "inception"
 EFFLITE0 = "tf_efficientnet_lite0"
@@ -208,7 +219,7 @@ def _default_extractor(family: Family) -> str | None:
 def _build(match: re.Match[str]) -> MetricSpec | None:
     prefix, rest, num_gen = match["prefix"], match["rest"], _count(match["count"])
     offline = prefix.endswith("_efflite0_")
-    family: Family = {"fd_efflite0_": "fid", "kd_efflite0_": "kid", "pr_efflite0_": "pr"}.get(prefix, prefix)
+    family = FAMILIES[prefix]
     if family == "nfs":
         if rest not in ("", "_perimage"):
             return None

@@ -186,7 +186,7 @@ def _bounds_problems(path: str, prior: RangeConfig, *, needs_std: bool, needs_me
     missing = [key for key in needed if getattr(prior, key) is None]
     if missing:
         return [f"{path} needs {' and '.join(missing)}."]
-    if prior.min > prior.max:
+    if prior.min is not None and prior.max is not None and prior.min > prior.max:
         return [f"{path}: min {prior.min} is larger than max {prior.max}."]
     if needs_std and not prior.std:
         return [f"{path}: std must be larger than 0."]

@@ -201,8 +201,6 @@ def plan_run(
         ThreeDGPError: of the kind that says what does not fit.
     """
     existing = run or _existing(workspace, name)
-    if existing is None and name is not None:
-        check_run_name(name)
     checkpoints = existing.checkpoints() if existing else []
     _check_networks(checkpoints, profile)
     per_process, micro_batch, _ = batch_split(profile, options.world_size)
@@ -307,7 +305,12 @@ def _check_networks(checkpoints: Sequence[Path], profile: Profile) -> None:
 
 
 def _existing(workspace: Workspace, name: str | None) -> Run | None:
-    return Run(workspace.runs / name) if name and (workspace.runs / name / "config.yaml").is_file() else None
+    """The run of this name in the workspace, if there is one; a name that no run can have is refused."""
+    if name is None:
+        return None
+    check_run_name(name)
+    run = Run(workspace.runs / name)
+    return run if run.config.is_file() else None
 
 
 def _count(number: int) -> str:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from threedgp.errors import ThreeDGPError, UsageError
-from threedgp.files import parse_json
+from threedgp.errors import DataError, ThreeDGPError, UsageError
+from threedgp.files import open_regular, parse_json
 
 _held: set[IO[str]] = set()
 
@@ -58,13 +58,13 @@ def hold(path: Path, what: str) -> Iterator[None]:
 def holder(path: Path) -> dict[str, Any] | None:
     """Who holds the lock: {"pid", "host", "since"}, empty if it does not say, or None if nobody does."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_regular(path) as file:
             return None if _take(file, fcntl.LOCK_SH) else _read(file)
-    except (FileNotFoundError, PermissionError):
+    except (DataError, FileNotFoundError, PermissionError, IsADirectoryError):  # nobody's, whatever it is
         return None
 
 
-def _take(file: IO[str], kind: int) -> bool:
+def _take(file: IO[Any], kind: int) -> bool:
     try:
         fcntl.flock(file.fileno(), kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -74,10 +74,10 @@ def _take(file: IO[str], kind: int) -> bool:
     return True
 
 
-def _read(file: IO[str]) -> dict[str, Any]:
+def _read(file: IO[Any]) -> dict[str, Any]:
     file.seek(0)
     try:
-        owner = parse_json(file.read())
+        owner = parse_json(file.read(10_000))
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) and {"pid", "host"} <= owner.keys() else {}

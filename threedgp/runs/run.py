@@ -326,10 +326,10 @@ class Run:
                     f"Run '{self.name}' has no checkpoint yet. Train on with: 3dgp resume {self.name}"
                 )
             return path
-        if (isinstance(which, Path) or os.sep in str(which)) and Path(which).is_dir():
-            return Path(which)
+        if (isinstance(which, Path) or os.sep in str(which)) and os.path.isdir(str(which)):
+            return Path(str(which))
         named = [path for path in paths if path.name == str(which)]
-        nimg = round(1000 * _number(which), 3)
+        nimg = round(1000 * _number(str(which)), 3)
         for path in named or [path for path in paths if checkpoint_nimg(path) == nimg]:
             return path
         there = ", ".join(_kimg(path) for path in paths[-20:]) or "none"
@@ -406,10 +406,10 @@ def _kimg(path: Path) -> str:
     return f"{checkpoint_nimg(path) / 1000:.12g}"
 
 
-def _number(text: str | float | Path) -> float:
+def _number(text: str) -> float:
     try:
         return float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         return float("nan")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from threedgp.config.workspace import Workspace
@@ -64,13 +64,14 @@ class CheckpointSummary:
 
 def summarize(run: Run) -> RunSummary:
     """A run at a glance; a run that cannot be read is `broken` and says why, instead of an error."""
-    common = {"name": run.name, "created": run.config.stat().st_mtime, "bytes": run.size()}
+    summary = RunSummary(run.name)
     try:
+        summary = replace(summary, created=run.config.stat().st_mtime, bytes=run.size())
         profile = run.profile
         checkpoints = run.checkpoints()
         best = run.best()
-        return RunSummary(
-            **common,
+        return replace(
+            summary,
             profile=profile.name,
             kimg=checkpoint_nimg(checkpoints[-1]) / 1000 if checkpoints else None,
             total_kimg=profile.training.kimg,
@@ -80,8 +81,8 @@ def summarize(run: Run) -> RunSummary:
             state=run.state(),
             holder=run.holder(),
         )
-    except ThreeDGPError as error:
-        return RunSummary(**common, problem=str(error))
+    except (ThreeDGPError, OSError) as error:
+        return replace(summary, problem=str(error))
 
 
 def summarize_all(workspace: Workspace) -> list[RunSummary]:
