@@ -124,7 +124,7 @@ def use(run: Run, state: TrainingState) -> int:
         except ThreeDGPError as error:
             said.append(str(error))
         assert time.monotonic() - began < SECONDS
-    assert all(len(text) < 2000 for text in said)
+    assert not [text[:300] for text in said if len(text) > 2000]
     return len(said)
 
 

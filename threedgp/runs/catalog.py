@@ -55,7 +55,7 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise NewerCheckpointError(
-            f"Checkpoint {path} was written by a newer 3dgp ({manifest.get('version', 'unknown version')}, checkpoint "
+            f"Checkpoint {path} is of a newer 3dgp ({str(manifest.get('version', 'unknown'))[:30]}, checkpoint "
             f"format {version}; this one reads up to {FORMAT}). Upgrade with: pip install --upgrade threedgp"
         )
     if version != FORMAT or manifest.get("digest") != manifest_digest(manifest) or not _is_well_formed(manifest):
@@ -70,7 +70,10 @@ def _is_well_formed(manifest: dict[str, Any]) -> bool:
         isinstance(networks, dict)
         and isinstance(files, dict)
         and STATE in files
-        and all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in files.values())
+        and all(
+            isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
+            for entry in files.values()
+        )
         and not any(os.sep in name or name.startswith(".") for name in files)
     )
 

@@ -240,6 +240,7 @@ def check_profile(path: Path, manifest: dict[str, Any], profile: Profile) -> Non
     for key, value in network_values(profile).items():
         if key in stored and stored[key] != value:
             raise CheckpointError(
-                f"Checkpoint {path} belongs to profile '{manifest.get('profile')}' with {key} = {stored[key]}, but "
+                f"Checkpoint {path} belongs to profile '{str(manifest.get('profile'))[:100]}' with {key} = "
+                f"{str(stored[key])[:100]}, but "
                 f"profile '{profile.name}' has {value}. Use the run's own profile, or start a new run."
             )
