@@ -190,10 +190,10 @@ def _end(workers: Sequence[subprocess.Popen]) -> None:
             worker.wait()
 
 
-def end_with(parent: int) -> None:
-    """For a child's first line: end at once when the parent does, even by kill -9 (Linux)."""
+def end_with(parent: int, how: signal.Signals = signal.SIGKILL) -> None:
+    """For a child's first line: get this signal at once when the parent ends, even by kill -9 (Linux)."""
     if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(PR_SET_PDEATHSIG, how)
         if os.getppid() != parent:  # it died before it could be asked about
             os._exit(1)
 

@@ -206,3 +206,18 @@ def test_a_warned_job_saves_requeues_itself_and_goes_on_to_the_end(tmp_path, mon
     starts = (run.folder / "starts.jsonl").read_text().splitlines()
     assert len(starts) == 2
     assert not (run.folder / "DONE").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"account": "lab\n#SBATCH --wrap=date"},
+        {"partition": "gpu\rx"},
+        {"extra": {"qos": "high\u2028"}},
+        {"extra": {"qos\n": "high"}},
+        {"extra": {"": "x"}},
+    ],
+)
+def test_no_option_adds_a_line_to_the_script(given):
+    with pytest.raises(UsageError, match=r"--(account|partition|sbatch)"):
+        SlurmOptions(**given)

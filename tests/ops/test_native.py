@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.tools import relative_error
+from threedgp.files import sha256_of
 from threedgp.ops import native
 from threedgp.ops.activation import bias_act
 from threedgp.ops.fir import conv2d_resample, downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
@@ -265,3 +266,22 @@ def test_modulated_pixels(random, demodulate):
     assert_like_plain(
         lambda x, w, s: modulated_conv2d(x * x, w, s, demodulate=demodulate), inputs, second=True, tolerance=2e-5
     )
+
+
+def test_a_half_written_library_is_built_again(tmp_path, monkeypatch):
+    """Loading one would end the process with a bus error; what a killed compilation left behind goes, too."""
+    built = []
+
+    def compile_quickly(compiler, sources, target):
+        built.append(target)
+        target.write_bytes(b"all of it")
+        target.with_suffix(".sha256").write_text(sha256_of(target))
+
+    monkeypatch.setattr(native, "cache_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(native, "_compile", compile_quickly)
+    target = native._built()
+    assert native._built() == target
+    assert len(built) == 1
+    target.write_bytes(b"all")
+    assert native._built().read_bytes() == b"all of it"
+    assert len(built) == 2

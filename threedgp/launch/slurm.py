@@ -51,6 +51,17 @@ class SlurmOptions:
     chain: int = 1
     extra: dict[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a text that would not stay in its line of the sbatch script."""
+        texts = {"--partition": self.partition or "", "--account": self.account or ""}
+        for name, value in (self.extra or {}).items():
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", name, re.ASCII):
+                raise UsageError(f"--sbatch {name!a}: this is no name of an sbatch option, as qos or mail-type are.")
+            texts[f"--sbatch {name}"] = value
+        for option, text in texts.items():
+            if not text.isprintable():
+                raise UsageError(f"{option} {text!a}: line breaks and control characters are not allowed here.")
+
 
 class TrainingJob:
     """What submitit runs on each node. It is pickled into the queue, so it holds only text and numbers.

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,11 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgp.files import cache_folder
+from threedgp.files import cache_folder, sha256_of
+from threedgp.launcher import end_with
 
 ENVIRONMENT_VARIABLE = "THREEDGP_NATIVE"
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"]
+BUILD, CHECKSUM = "build-", ".sha256"  # names in the cache: folders of compilations, what a library's bytes add up to
 TYPES = (torch.float32, torch.bfloat16)
 
 log = logging.getLogger("threedgp")
@@ -126,12 +129,20 @@ def _built() -> Path:
         key.update(path.read_bytes() + b"\0")
     folder = cache_folder("native")
     target = folder / f"threedgp-{key.hexdigest()[:20]}.so"
-    if not target.exists():
+    if not _is_whole(target):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            if not target.exists():  # another process may have been faster
+            if not _is_whole(target):  # another process may have been faster
                 _compile(compiler, [path for path in sources if path.suffix == ".cpp"], target)
     return target
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether the file is byte for byte what was compiled: loading half of one ends the process."""
+    try:
+        return sha256_of(library) == library.with_suffix(CHECKSUM).read_text()
+    except (OSError, ValueError):
+        return False
 
 
 def _processor() -> str:
@@ -170,7 +181,9 @@ def _compile(compiler: str, sources: list[Path], target: Path) -> None:
     flags.append("-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
     if "avx512" in _processor():
         flags.append("-mprefer-vector-width=512")
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+    for left in target.parent.glob(f"{BUILD}*"):  # by a killed compilation: who holds the lock is the only one
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=BUILD) as work:
         root = Path(torch.__file__).parent / "include"
         includes = [f"-isystem{path}" for path in (root, root / "torch" / "csrc" / "api" / "include")]
         abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
@@ -189,11 +202,14 @@ def _compile(compiler: str, sources: list[Path], target: Path) -> None:
         lines += [f"build {made}: compile {source}" for made, source in zip(objects, sources, strict=True)]
         lines += [f"build library.so: link {' '.join(objects)}", "default library.so", ""]
         (Path(work) / "build.ninja").write_text("\n".join(lines))
-        result = subprocess.run([*_ninja(), "-C", work], capture_output=True, text=True)
+        end = functools.partial(end_with, os.getpid(), signal.SIGTERM)  # ninja then ends its compilers
+        result = subprocess.run([*_ninja(), "-C", work], capture_output=True, text=True, preexec_fn=end)
         if result.returncode:
             log.debug("%s", result.stdout + result.stderr)
             raise OSError("the native operations do not compile here (set logging to debug for the compiler's output)")
-        os.replace(Path(work) / "library.so", target)
+        made = Path(work) / "library.so"
+        target.with_suffix(CHECKSUM).write_text(sha256_of(made))  # half of it fits no library either
+        os.replace(made, target)
 
 
 def _ninja() -> list[str]:
