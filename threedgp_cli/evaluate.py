@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -36,13 +39,19 @@ TargetArgument = Annotated[
     typer.Argument(metavar="[RUN|CHECKPOINT]", help="A run or a checkpoint's folder.", show_default="newest run"),
 ]
 WhichOption = Annotated[str, typer.Option("--checkpoint", metavar="best|latest|KIMG", help="Which one of the run.")]
-NumberOption = Annotated[int, typer.Option("--n", min=1, max=MOST_IMAGES, help="Generated images.")]
+NumberOption = Annotated[
+    int, typer.Option("--n", min=1, max=MOST_IMAGES, help="Generated images, or depth maps of nfs.")
+]
 NumRealOption = Annotated[
     int | None, typer.Option("--num-real", min=1, help="Use a random part of the real set.", show_default="all of it")
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="Real images, folder or zip.", show_default="full-SIZE of the data set, else its SIZE"),
+    typer.Option(
+        "--data",
+        help="Real images, folder or zip; for nfs the training set with its classes.",
+        show_default="full-SIZE of the data set, else its SIZE",
+    ),
 ]
 ExtractorOption = Annotated[
     Extractor | None,
@@ -78,134 +87,74 @@ QuantileOption = Annotated[
 
 @dataclass(frozen=True)
 class Options:
-    """What every score of a checkpoint understands."""
+    """Every option of the scores, once; a command shows those that it names."""
 
-    target: str | None
-    checkpoint: str
-    data: Path | None
-    extractor: Extractor | None
-    weights: Path | None
-    download: bool
-    unverified: bool
-    gpus: int | None
-    procs: int | None
-    batch: int | None
-    seed: int
-    cache: bool
-    cache_dir: Path | None
-    out: Path | None
-    workspace: Path | None
-    json: bool
+    target: TargetArgument = None
+    number: NumberOption = 50_000
+    num_depth: Annotated[int, typer.Option("--n-depth", min=1, help="Depth maps of the non-flatness score.")] = 256
+    num_real: NumRealOption = None
+    depth: Annotated[Path | None, typer.Option("--depth", help="Score a folder of depth maps instead.")] = None
+    near: Annotated[float, typer.Option("--near", help="With --depth: smallest value.")] = 0.0
+    far: Annotated[float, typer.Option("--far", help="With --depth: largest value.")] = 65535.0
+    quantile: QuantileOption = "group"
+    adaptor: AdaptorOption = True
+    checkpoint: WhichOption = "best"
+    data: DataOption = None
+    extractor: ExtractorOption = None
+    weights: WeightsOption = None
+    download: DownloadOption = False
+    unverified: UnverifiedOption = False
+    gpus: GpusOption = None
+    procs: ProcsOption = None
+    batch: BatchOption = None
+    seed: SeedOption = 0
+    cache: CacheOption = True
+    cache_dir: CacheDirOption = None
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Where to draw depths.", show_default="the run's folder")
+    ] = None
+    out: OutOption = None
+    workspace: WorkspaceOption = None
+    json_output: JsonOption = False
 
 
-def _image_command(name: str, family: str, help_text: str) -> None:
-    """Add a command for one metric of images; they differ in nothing but the formula."""
+OF_DEPTH_FOLDERS = ("depth", "near", "far")
+OF_DEPTH = ("num_depth", "quantile", "adaptor", "plot")
+OF_IMAGES = (
+    "number", "num_real", "extractor", "weights", "download", "unverified", "batch", "cache", "cache_dir",
+)  # fmt: skip
 
-    def command(
-        target: TargetArgument = None,
-        number: NumberOption = 50_000,
-        num_real: NumRealOption = None,
-        checkpoint: WhichOption = "best",
-        data: DataOption = None,
-        extractor: ExtractorOption = None,
-        weights: WeightsOption = None,
-        download: DownloadOption = False,
-        unverified: UnverifiedOption = False,
-        gpus: GpusOption = None,
-        procs: ProcsOption = None,
-        batch: BatchOption = None,
-        seed: SeedOption = 0,
-        cache: CacheOption = True,
-        cache_dir: CacheDirOption = None,
-        out: OutOption = None,
-        workspace: WorkspaceOption = None,
-        json_output: JsonOption = False,
-    ) -> None:
-        options = Options(
-            target, checkpoint, data, extractor, weights, download, unverified, gpus, procs, batch, seed, cache,
-            cache_dir, out, workspace, json_output,
-        )  # fmt: skip
-        _score([family], options, num_gen=number, num_real=num_real)
 
+def _command(
+    name: str, function: Callable[[Options], None], help_text: str, *, without: Sequence[str], **defaults: Any
+) -> None:
+    """Add a command that is called with its `Options`; those in `without` it does not show."""
+    hints = get_type_hints(Options, include_extras=True)
+    shown = [option for option in fields(Options) if option.name not in without]
+
+    def command(**values: Any) -> None:
+        function(Options(**values))
+
+    command.__annotations__ = {option.name: hints[option.name] for option in shown}
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                option.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(option.name, option.default),
+                annotation=hints[option.name],
+            )
+            for option in shown
+        ]
+    )
     app.command(name, help=help_text)(command)
 
 
-_image_command("fid", "fid", "Frechet Inception distance (lower is better).")
-_image_command("kid", "kid", "Kernel Inception distance (lower is better).")
-_image_command("pr", "pr", "Precision and recall with 3 neighbours (higher is better).")
-_image_command("is", "is", "Inception score (higher is better).")
-
-
-@app.command("nfs")
-def nfs(
-    target: TargetArgument = None,
-    number: Annotated[int, typer.Option("--n", min=1, max=MOST_IMAGES, help="Depth maps.")] = 256,
-    depth: Annotated[Path | None, typer.Option("--depth", help="Score a folder of depth maps instead.")] = None,
-    near: Annotated[float, typer.Option("--near", help="With --depth: smallest value.")] = 0.0,
-    far: Annotated[float, typer.Option("--far", help="With --depth: largest value.")] = 65535.0,
-    quantile: QuantileOption = "group",
-    adaptor: AdaptorOption = True,
-    checkpoint: WhichOption = "best",
-    data: Annotated[Path | None, typer.Option("--data", help="Training set, for class frequencies.")] = None,
-    gpus: GpusOption = None,
-    procs: ProcsOption = None,
-    seed: SeedOption = 0,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Where to draw.", show_default="the run's folder")] = None,
-    out: OutOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
-) -> None:
-    """Non-flatness score: how many depths the scenes use (1 flat, 64 at most; higher is better)."""
-    if depth is not None:
-        _score_depth_folder(depth, near, far, plot, json_output)
-        return
-    options = Options(
-        target, checkpoint, data, None, None, False, False, gpus, procs, None, seed, False, None, out, workspace,
-        json_output,
-    )  # fmt: skip
-    _score(["nfs"], options, num_depth=number, per_image=_per_image(quantile), adaptor=adaptor, plot=plot)
-
-
-@app.command("all")
-def score_all(
-    target: TargetArgument = None,
-    number: NumberOption = 50_000,
-    num_depth: Annotated[int, typer.Option("--n-depth", min=1, help="Depth maps of the non-flatness score.")] = 256,
-    num_real: NumRealOption = None,
-    quantile: QuantileOption = "group",
-    adaptor: AdaptorOption = True,
-    checkpoint: WhichOption = "best",
-    data: DataOption = None,
-    extractor: ExtractorOption = None,
-    weights: WeightsOption = None,
-    download: DownloadOption = False,
-    unverified: UnverifiedOption = False,
-    gpus: GpusOption = None,
-    procs: ProcsOption = None,
-    batch: BatchOption = None,
-    seed: SeedOption = 0,
-    cache: CacheOption = True,
-    cache_dir: CacheDirOption = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Where to draw depths.", show_default="the run")] = None,
-    out: OutOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
-) -> None:
-    """Every score; each image is made once."""
-    options = Options(
-        target, checkpoint, data, extractor, weights, download, unverified, gpus, procs, batch, seed, cache,
-        cache_dir, out, workspace, json_output,
-    )  # fmt: skip
-    _score(
-        ["fid", "kid", "pr", "is", "nfs"],
-        options,
-        num_gen=number,
-        num_real=num_real,
-        num_depth=num_depth,
-        per_image=_per_image(quantile),
-        adaptor=adaptor,
-        plot=plot,
-    )
+def _nfs(options: Options) -> None:
+    if options.depth is not None:
+        _score_depth_folder(options.depth, options.near, options.far, options.plot, options.json_output)
+    else:
+        _score(["nfs"], replace(options, num_depth=options.number))
 
 
 @app.command("dataset")
@@ -238,9 +187,15 @@ def dataset(
     if unknown or not families:
         raise UsageError(f"--scores knows fid, kid, pr and is, not '{', '.join(unknown) or scores}'.")
     options = Options(
-        None, "", None, extractor, weights, download, unverified, gpus, procs, batch, seed, cache, cache_dir, out,
-        None, json_output,
-    )  # fmt: skip
+        extractor=extractor,
+        weights=weights,
+        download=download,
+        unverified=unverified,
+        gpus=gpus,
+        procs=procs,
+        cache=cache,
+        cache_dir=cache_dir,
+    )
     images, listener = RealImages(scored), _progress(options)
     compare_sizes(real, scored, listener)
     offline = extractor is Extractor.offline
@@ -274,17 +229,7 @@ def dataset(
 # ------------------------------------------------------------------------------------------------------------- the work
 
 
-def _score(
-    families: list[Any],
-    options: Options,
-    *,
-    num_gen: int = 1,
-    num_real: int | None = None,
-    num_depth: int = 256,
-    per_image: bool = False,
-    adaptor: bool = True,
-    plot: Path | None = None,
-) -> None:
+def _score(families: list[Any], options: Options) -> None:
     """Plan, check, score a checkpoint, and report."""
     from threedgp.config.workspace import Workspace
     from threedgp.runs.run import find_checkpoint, load_generator
@@ -305,10 +250,10 @@ def _score(
         families = [family for family in families if family != "nfs"]
     names = choose_names(
         families,
-        num_gen=num_gen,
-        num_real=num_real,
-        num_depth=num_depth,
-        per_image=per_image,
+        num_gen=options.number,
+        num_real=options.num_real,
+        num_depth=options.num_depth,
+        per_image=_per_image(options.quantile),
         offline=offline,
     )
     training_set, reason = _training_set(place, run)
@@ -332,7 +277,7 @@ def _score(
             networks,
             batch=options.batch or profile.training.test_batch_gpu,
             checkpoint=read_manifest(checkpoint)["digest"],
-            adaptor=adaptor,
+            adaptor=options.adaptor,
             cache=_cache(options),
             resume=options.cache,
             world=world,
@@ -340,7 +285,15 @@ def _score(
         )
     if is_first():
         report(
-            run, checkpoint, results, depths, real, getattr(labels, "classes", None), plot, options.out, options.json
+            run,
+            checkpoint,
+            results,
+            depths,
+            real,
+            getattr(labels, "classes", None),
+            options.plot,
+            options.out,
+            options.json_output,
         )
 
 
@@ -445,3 +398,27 @@ def _show_depth_folder(depth: Path, scores: DepthScores, rows: list[tuple[str, f
     cells += [("pixels outside [near, far]", f"{clamped:.2%}"), ("depth maps", len(scores.entropy))]
     show(table(str(depth), ["", "value"], cells, right=(1,)))
     show_classes("nfs", rows)
+
+
+# ------------------------------------------------------------------------------------------------------- the commands
+
+for _name, _help in {
+    "fid": "Frechet Inception distance (lower is better).",
+    "kid": "Kernel Inception distance (lower is better).",
+    "pr": "Precision and recall with 3 neighbours (higher is better).",
+    "is": "Inception score (higher is better).",
+}.items():
+    _command(_name, partial(_score, [_name]), _help, without=OF_DEPTH + OF_DEPTH_FOLDERS)
+_command(
+    "nfs",
+    _nfs,
+    "Non-flatness score: how many depths the scenes use (1 flat, 64 at most; higher is better).",
+    without=("num_depth", *(name for name in OF_IMAGES if name != "number")),
+    number=256,
+)
+_command(
+    "all",
+    partial(_score, ["fid", "kid", "pr", "is", "nfs"]),
+    "Every score; each image is made once.",
+    without=OF_DEPTH_FOLDERS,
+)
