@@ -59,11 +59,12 @@ def test_an_empty_workspace_says_how_to_start(command):
     assert "There is no run" in command("runs", "show", code=2)[1]
 
 
-def test_the_list_shows_progress_best_value_and_state(command, workspace, trained):
+def test_the_list_shows_progress_best_value_and_state(command, workspace, trained, monkeypatch):
     fresh = Run.create(workspace, load_profile("tiny-cpu"), "fresh")
     os.utime(trained.config, ns=(1, 1))
     broken = Run.create(workspace, load_profile("tiny-cpu"), "broken")
     broken.config.write_text("model: 3\n")
+    monkeypatch.setenv("COLUMNS", "160")  # a long host name would break the line
     with fresh.lock():
         said, heard = command("runs", "list")
         listed = json.loads(command("runs", "list", "--json")[0])

@@ -237,7 +237,8 @@ def check_profile(path: Path, manifest: dict[str, Any], profile: Profile) -> Non
         CheckpointError: names the first value that differs.
     """
     stored = manifest.get("networks", {})
-    for key, value in network_values(profile).items():
+    # What was chosen before what follows from it: a person knows data.resolution, not the blocks it leads to.
+    for key, value in sorted(network_values(profile).items(), key=lambda entry: not entry[0].startswith("data.")):
         if key in stored and stored[key] != value:
             raise CheckpointError(
                 f"Checkpoint {path} belongs to profile '{str(manifest.get('profile'))[:100]}' with {key} = "
