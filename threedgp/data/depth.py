@@ -72,7 +72,7 @@ def run_depth(
     Args:
         spec: the estimator, from `choose_estimator`.
         device: "cpu" or "cuda"; None takes a GPU if there is one.
-        gpus: processes that share the work through torchrun, one a GPU (or all on the CPU).
+        gpus: processes that share the work, one a GPU (or all on the CPU).
         batch_size: photos at a time; another size may change single grey levels.
         colormap: also write colour pictures of the maps into `<target>-preview`.
         jobs: threads that read and write, for each process; None takes one a core.

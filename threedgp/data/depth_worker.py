@@ -1,4 +1,4 @@
-"""One of several processes of `3dgp data depth --gpus N`; started by torchrun."""
+"""One of several processes of `3dgp data depth --gpus N`, started by `threedgp.data.shards`."""
 
 from __future__ import annotations
 
