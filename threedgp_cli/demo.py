@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from threedgp_cli.console import say, show, stdout, table
+from threedgp_cli.console import say, show, show_note, stdout, table
 
 if TYPE_CHECKING:
     from threedgp.runs.run import Run
@@ -53,6 +53,17 @@ class Steps:
         self.taken.append((command, time.monotonic() - start))
         if isinstance(code, int) and code:
             raise typer.Exit(code)
+
+    def optional(self, *arguments: str) -> None:
+        """A command after the training: what it cannot do is said, and costs none of the rest."""
+        from threedgp.errors import ThreeDGPError
+
+        try:
+            self(*arguments)
+        except ThreeDGPError as error:
+            show_note(str(error))
+        except typer.Exit:  # it has said why
+            pass
 
     @property
     def seconds(self) -> float:
@@ -103,9 +114,9 @@ def demo(
     else:
         step("train", "--profile", name, "--run", RUN, *machine, *settings, "--set", f"training.max_minutes={left:.2f}")
     run = Run.open(place, RUN)
-    step("eval", "fid", RUN, "--n", str(SCORED), "--extractor", EXTRACTOR)
-    step("eval", "nfs", RUN, "--n", "64")
-    step("eval", "classes", RUN, "--n", "512")
+    step.optional("eval", "fid", RUN, "--n", str(SCORED), "--extractor", EXTRACTOR)
+    step.optional("eval", "nfs", RUN, "--n", "64")
+    step.optional("eval", "classes", RUN, "--n", "512")
     renders = _render(step, place)
     page = _report(run, place, renders, step)
     _summary(run, renders, page, step.seconds)
@@ -125,16 +136,18 @@ def _render(step: Steps, place: Any) -> dict[str, Path]:
         "mesh": folder / "demo-mesh.glb",
     }
     classes = ("--classes", "0-7")
-    step(
+    step.optional(
         "render", "video", RUN, "--trajectory", "front_circle", "--seeds", "0", *classes, "--show", "both",
         "--size", "96", "--set", "num_frames=48", "--fps", "18", "--out", str(paths["video"]),
     )  # fmt: skip
-    step(
+    step.optional(
         "render", "grid", RUN, "--trajectory", "points", "--seeds", "0-1", *classes, "--size", "96",
         "--out", str(paths["turned"]),
     )  # fmt: skip
-    step("render", "mesh", RUN, "--seeds", "0", "--classes", "0", "--resolution", "96", "--out", str(paths["mesh"]))
-    return paths
+    step.optional(
+        "render", "mesh", RUN, "--seeds", "0", "--classes", "0", "--resolution", "96", "--out", str(paths["mesh"])
+    )
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _values(run: Run) -> dict[str, float]:
@@ -184,12 +197,13 @@ def _report(run: Run, place: Any, renders: dict[str, Path], step: Steps) -> Path
     from threedgp.runs.report import Picture, Report, write_report
 
     seen = checkpoint_nimg(run.checkpoints()[-1])
-    preview = renders["mesh"].with_suffix(".png")
-    pictures = [
-        Picture(renders["video"], "a sample of each class, colour beside depth, turning"),
-        Picture(renders["turned"], "two samples of each class, from three sides"),
-    ]
-    pictures += [Picture(preview, "a mesh taken out of the density")] if preview.is_file() else []
+    captions = {
+        "video": "a sample of each class, colour beside depth, turning",
+        "turned": "two samples of each class, from three sides",
+        "mesh": "a mesh taken out of the density",
+    }
+    shown = {name: path.with_suffix(".png") if name == "mesh" else path for name, path in renders.items()}
+    pictures = [Picture(path, captions[name]) for name, path in shown.items() if path.is_file()]
     report = Report(
         title="3DGP: learning 3D from flat pictures",
         summary=f"A 3D generator, trained on this machine from nothing in {step.seconds / 60:.0f} minutes. It saw "
