@@ -8,7 +8,9 @@ import torch
 
 from tests.tools import relative_error
 from tests.training.small import make_draws, make_items, make_real, make_setup, tiny_profile
+from threedgp.config.rules import batch_split
 from threedgp.config.schema import AdaptiveAugmentConfig
+from threedgp.errors import ConfigError
 from threedgp.training import phases as module
 from threedgp.training.augment import AugmentController
 from threedgp.training.image_augment import change_images, choose_changes, item_numbers
@@ -91,6 +93,18 @@ def test_the_phases_follow_from_the_profile():
     assert names() == [("Gmain", "G", 1), ("Dmain", "D", 1), ("Dreg", "D", 16)]
     assert names("loss.gamma=0.0") == [("Gmain", "G", 1), ("Dmain", "D", 1)]
     assert names(*FLAT, "loss.path_length.weight=2.0")[1] == ("Gpl", "G", 4)
+
+
+@pytest.mark.parametrize(("gamma", "gamma_fake", "penalized"), [(0, 5, True), (5, 0, True), (0, 0, False)])
+def test_the_relativistic_penalty_of_fakes_is_never_dropped(gamma, gamma_fake, penalized):
+    profile = tiny_profile("loss.adversarial=relativistic", f"loss.gamma={gamma}.0", f"loss.gamma_fake={gamma_fake}.0")
+    assert ("Dreg" in [phase.name for phase in phases(profile)]) == penalized
+
+
+def test_half_a_micro_batch_that_no_group_divides_is_refused():
+    wanted = ("loss.path_length.weight=2.0", "training.batch_size=12", "model.discriminator.mbstd_group_size=4")
+    with pytest.raises(ConfigError, match=r"half of the micro-batch of 12.*loss\.path_length"):
+        batch_split(tiny_profile(*wanted), 1)
 
 
 def test_lazy_phases_are_due_at_their_interval_and_not_before_their_start():
