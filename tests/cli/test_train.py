@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training.small import tiny_profile
-from tests.training.tiny_runs import OVERRIDES, free_port, make_workspace
+from tests.training.tiny_runs import OVERRIDES, free_port, make_run, make_workspace
 from threedgp.config.profile import save_profile
-from threedgp.errors import UsageError
-from threedgp.files import read_json_lines
+from threedgp.errors import CheckpointError, UsageError
+from threedgp.files import read_json_lines, write_json
 from threedgp.runs.catalog import verify_checkpoint
+from threedgp.runs.checkpoint import save_checkpoint
 from threedgp.runs.run import Run
 from threedgp_cli.main import app
 
@@ -215,3 +218,17 @@ def test_what_cannot_work_is_said_before_anything_is_written(workspace, call, mo
     with pytest.raises(UsageError, match=words):
         call("train", "-p", "tiny.yaml", *arguments)
     assert not workspace.runs.exists()
+
+
+def test_a_refused_resume_of_a_run_given_by_path_changes_nothing(workspace, call):
+    """Somebody's copy, outside the workspace's runs/: checked like a run called by its name."""
+    run = make_run(workspace, "night")
+    save_checkpoint(run.checkpoints_folder, {"G": {"w": torch.ones(1)}}, {}, nimg=16, profile=run.profile)
+    write_json(run.folder / "data.json", {"path": str(workspace.root / "data" / "noise" / "16")})
+    copy = Path(shutil.copytree(run.folder, workspace.root / "elsewhere" / "copy"))
+    before = (copy / "config.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match=r"model\.generator\.w_dim = 8"):
+        call("resume", str(copy), "--set", "model.generator.w_dim=32")
+    assert (copy / "config.yaml").read_bytes() == before
+    output, _ = call("resume", str(copy), "--dry-run")
+    assert "goes on at 0.016" in output
