@@ -116,6 +116,8 @@ def test_merge_goes_into_sections_and_replaces_values():
         ("training.batch_size=6", ["training.batch_size", "mbstd_group_size"]),
         ("training.batch_gpu=3", ["training.batch_gpu"]),
         ("training.patch.resolution=24", ["training.patch.resolution"]),
+        ("training.patch.resolution=4", ["training.patch.resolution"]),
+        ("model.depth_adaptor.selection_start_p=0.6", ["model.depth_adaptor.selection_start_p", "at most 0.5"]),
         ("training.patch.resolution=64", ["training.patch.resolution"]),
         ("training.patch.min_scale=0.1", ["training.patch.min_scale", "0.5"]),
         ("training.patch.enabled=false", ["training.patch.conditioning", "hyper_mod"]),

@@ -12,7 +12,7 @@ from tests.tools import relative_error
 from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraPrior
 from threedgp.config.profile import override_profile
-from threedgp.config.schema import CameraConfig
+from threedgp.config.schema import CameraAdaptorConfig, CameraConfig
 from threedgp.errors import UsageError
 from threedgp.inference.cameras import mean_camera, mean_posterior, posterior_cameras
 from threedgp.inference.latents import Sample
@@ -22,7 +22,7 @@ from threedgp.models.camera_adaptor import CameraAdaptor
 def test_mean_and_posterior_of_the_reference(golden):
     values = golden("inference")
     given = {name: torch.from_numpy(values[f"mean_camera/{name}"]) for name in ("prior", "z", "c", "posterior_z")}
-    adaptor = CameraAdaptor(6, 4, CameraPrior(CameraConfig()).bounds(), hidden_dim=16, embed_dim=4)
+    adaptor = CameraAdaptor(6, 4, CameraPrior(CameraConfig()).bounds(), CameraAdaptorConfig(hidden_dim=16, embed_dim=4))
     adaptor.load_state_dict(
         {name: torch.from_numpy(values[f"mean_camera/param/{name}"]) for name in adaptor.state_dict()}
     )

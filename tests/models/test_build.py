@@ -68,7 +68,7 @@ def test_networks_fit_together(name):
     c = torch.eye(max(G.c_dim, 4))[:batch, : G.c_dim]
     camera = G.adapt_camera(CameraPrior(profile.camera).sample(batch), z, c)
     scales, offsets = torch.full((batch, 2), 0.5), torch.full((batch, 2), 0.25)
-    fake = G(z, c, camera, patch_scales=scales, patch_offsets=offsets, concat_depth=True)
+    fake = G.synthesize(G.mapping(z, c), camera, patch_scales=scales, patch_offsets=offsets, concat_depth=True)
     assert fake.img.shape == (batch, 4, patch, patch)
     output = D(fake.img, c, scales, offsets, camera.angles, predict_features=True)
     assert output.logits.shape == (batch,)
@@ -92,7 +92,7 @@ def test_the_2d_baseline():
     assert D.hyper_mod_mapping is None
     assert D.b4.feat_out is None
     assert G.synthesis.block(32).conv1.conv_clamp == 256
-    img = G(torch.randn(4, G.z_dim))
+    img = G.synthesize(G.mapping(torch.randn(4, G.z_dim)))
     assert img.shape == (4, 3, 32, 32)
     assert D(img).logits.shape == (4,)
 

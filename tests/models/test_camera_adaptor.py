@@ -8,7 +8,7 @@ import torch
 from tests.tools import relative_error
 from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraBounds, CameraPrior
-from threedgp.config.schema import CameraConfig
+from threedgp.config.schema import AdjustConfig, CameraAdaptorConfig, CameraConfig
 from threedgp.models.camera_adaptor import CameraAdaptor
 
 VARIANTS = ["default", "uncond", "odd_camera", "residual", "fixed_all", "fov_only"]
@@ -18,7 +18,7 @@ PRECISIONS = [(torch.float32, 2e-5), (torch.float64, 2e-6)]
 def small_adaptor(**options) -> CameraAdaptor:
     torch.manual_seed(0)
     bounds = CameraPrior(CameraConfig()).bounds()
-    return CameraAdaptor(5, 3, bounds, hidden_dim=8, embed_dim=4, **options).double()
+    return CameraAdaptor(5, 3, bounds, CameraAdaptorConfig(hidden_dim=8, embed_dim=4, **options)).double()
 
 
 def small_inputs(batch: int = 3):
@@ -38,18 +38,9 @@ def test_every_step_matches_the_reference(golden, variant, dtype, tolerance):
     bounds = CameraBounds(**dict(zip(("yaw", "pitch", "fov", "la_yaw", "la_pitch", "la_radius"), pairs, strict=True)))
     angles, radius, fov, look_at, residual = map(bool, data["flags"])
     z, c, prior = (torch.from_numpy(data[key]).to(dtype) for key in ("z", "c", "prior"))
-    adaptor = CameraAdaptor(
-        z.shape[1],
-        c.shape[1],
-        bounds,
-        hidden_dim=24,
-        embed_dim=6,
-        residual=residual,
-        adjust_angles=angles,
-        adjust_radius=radius,
-        adjust_fov=fov,
-        adjust_look_at=look_at,
-    )
+    adjust = AdjustConfig(angles=angles, radius=radius, fov=fov, look_at=look_at)
+    config = CameraAdaptorConfig(hidden_dim=24, embed_dim=6, residual=residual, adjust=adjust)
+    adaptor = CameraAdaptor(z.shape[1], c.shape[1], bounds, config)
     parameters = {k.removeprefix("param/"): torch.from_numpy(v) for k, v in data.items() if k.startswith("param/")}
     adaptor.load_state_dict(parameters, strict=True)
     adaptor.to(dtype)
@@ -65,7 +56,7 @@ def test_every_step_matches_the_reference(golden, variant, dtype, tolerance):
 
 
 def test_posteriors_stay_inside_the_bounds_whatever_the_network_says():
-    adaptor = small_adaptor(adjust_radius=True)
+    adaptor = small_adaptor(adjust=AdjustConfig(radius=True))
     bounds = CameraPrior(CameraConfig()).bounds()
     raw = torch.tensor([[-1e3] * 8, [1e3] * 8], dtype=torch.float64)
     low, high = adaptor.denormalize(raw)
@@ -78,7 +69,7 @@ def test_posteriors_stay_inside_the_bounds_whatever_the_network_says():
 
 def test_a_bounded_radius_is_squashed():
     bounds = CameraBounds((-1, 1), (1, 2), (10, 20), (-1, 1), (1, 2), (0, 0.2), radius=(0.8, 1.4))
-    adaptor = CameraAdaptor(5, 0, bounds, hidden_dim=8, embed_dim=4, adjust_radius=True).double()
+    adaptor = CameraAdaptor(5, 0, bounds, CameraAdaptorConfig(adjust=AdjustConfig(radius=True))).double()
     radius = adaptor.denormalize(torch.tensor([[-1e3] * 8, [0.0] * 8, [1e3] * 8], dtype=torch.float64))[:, 4]
     torch.testing.assert_close(radius, torch.tensor([0.8, 1.1, 1.4], dtype=torch.float64), rtol=1e-6, atol=0)
 

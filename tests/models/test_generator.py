@@ -12,10 +12,12 @@ from tests.tools import relative_error
 from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraPrior
 from threedgp.camera.trajectories import build_trajectory
-from threedgp.config.schema import CameraConfig
+from threedgp.config.schema import CameraAdaptorConfig, CameraConfig, DepthAdaptorConfig
 from threedgp.models.camera_adaptor import CameraAdaptor
 from threedgp.models.depth_adaptor import DepthAdaptor
-from threedgp.models.generator import Generator
+from threedgp.models.generator import FieldMLP, Generator
+from threedgp.models.mapping import MappingNetwork
+from threedgp.models.stylegan2 import SynthesisNetwork
 from threedgp.rendering.renderer import RenderDraws, RenderOptions
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 2e-6)]
@@ -29,26 +31,19 @@ def reference_generator(arrays, dtype=torch.float32) -> Generator:
         int, sizes[10:19]
     )
     cube_scale, near, far = sizes[19:]
+    backbone = SynthesisNetwork(w_dim, plane, 3 * features, cbase=cbase, cmax=cmax, fmaps=fmaps)
+    depth_config = DepthAdaptorConfig(kernel_size=kernel, hidden_dim=depth_hidden, layers=depth_layers)
+    camera_config = CameraAdaptorConfig(hidden_dim=camera_hidden, embed_dim=camera_embed)
     generator = Generator(
-        z_dim,
-        c_dim,
-        w_dim,
-        resolution,
+        backbone,
+        FieldMLP(features, hidden, 4, layers),
+        MappingNetwork(z_dim, c_dim, w_dim, backbone.num_ws, num_layers=map_depth),
         RenderOptions(near=near, far=far, num_steps=steps, chunk_rays=100),
+        img_resolution=resolution,
         patch_resolution=patch,
         cube_scale=cube_scale,
-        plane_resolution=plane,
-        plane_features=features,
-        mlp_layers=layers,
-        mlp_hidden_dim=hidden,
-        depth_adaptor=DepthAdaptor(near, far, kernel_size=kernel, hidden_dim=depth_hidden, layers=depth_layers),
-        camera_adaptor=CameraAdaptor(
-            z_dim, c_dim, CameraPrior(CameraConfig()).bounds(), hidden_dim=camera_hidden, embed_dim=camera_embed
-        ),
-        map_depth=map_depth,
-        cbase=cbase,
-        cmax=cmax,
-        fmaps=fmaps,
+        depth_adaptor=DepthAdaptor(near, far, depth_config),
+        camera_adaptor=CameraAdaptor(z_dim, c_dim, CameraPrior(CameraConfig()).bounds(), camera_config),
     )
     state = {key.removeprefix("param/"): torch.from_numpy(v) for key, v in arrays.items() if key.startswith("param/")}
     unused = ("resample_filter", "mean_camera_params")  # constants of the reference's layers
@@ -91,7 +86,7 @@ def test_mapping_matches_the_reference(reference):
     ref.check(mapping(ref.z, ref.c), "ws", tolerance)
     ref.check(mapping(ref.z, ref.c, truncation_psi=0.7), "ws_trunc07", tolerance)
     ref.check(mapping(ref.z, ref.c, truncation_psi=0.5, truncation_cutoff=3), "ws_trunc05_cutoff3", tolerance)
-    mapping(ref.z, ref.c, update_w_avg=True)
+    mapping.update_w_avg(mapping(ref.z, ref.c)[:, 0].mean(dim=0))
     ref.check(mapping.w_avg, "w_avg_after_update", tolerance)
 
 
@@ -109,7 +104,7 @@ def test_planes_and_field_match_the_reference(reference):
 
 def test_evaluation_renders_match_the_reference(reference):
     ref, tolerance = reference
-    out = ref.G(ref.z, ref.c, ref.camera, noise_mode="const", draws=ref.draws())
+    out = ref.G.synthesize(ref.G.mapping(ref.z, ref.c), ref.camera, noise_mode="const", draws=ref.draws())
     for name in ("img", "depth", "depth_adapted"):
         ref.check(getattr(out, name), name, tolerance)
     half = torch.full((2, 256, 6), 0.5, dtype=ref.dtype)
@@ -177,26 +172,16 @@ def tiny_generator(adaptors: bool = True, **options) -> Generator:
     extra = {}
     if adaptors:
         extra = {
-            "depth_adaptor": DepthAdaptor(0.75, 1.25, kernel_size=3, hidden_dim=3, layers=2),
+            "depth_adaptor": DepthAdaptor(0.75, 1.25, DepthAdaptorConfig(kernel_size=3, hidden_dim=3, layers=2)),
             "camera_adaptor": CameraAdaptor(
-                z_dim, c_dim, CameraPrior(CameraConfig()).bounds(), hidden_dim=8, embed_dim=4
+                z_dim, c_dim, CameraPrior(CameraConfig()).bounds(), CameraAdaptorConfig(hidden_dim=8, embed_dim=4)
             ),
         }
     render_options = RenderOptions(near=0.75, far=1.25, num_steps=4, chunk_rays=7, **options)
-    generator = Generator(
-        z_dim,
-        c_dim,
-        8,
-        8,
-        render_options,
-        patch_resolution=4,
-        plane_resolution=8,
-        plane_features=4,
-        mlp_hidden_dim=8,
-        cbase=64,
-        cmax=8,
-        **extra,
-    )
+    backbone = SynthesisNetwork(8, 8, 12, cbase=64, cmax=8)
+    mapping = MappingNetwork(z_dim, c_dim, 8, backbone.num_ws)
+    mlp = FieldMLP(4, 8, 4, layers=2)
+    generator = Generator(backbone, mlp, mapping, render_options, img_resolution=8, patch_resolution=4, **extra)
     return generator.double().eval()
 
 
@@ -246,20 +231,21 @@ def test_a_patch_is_a_cut_of_the_image():
 
 def test_shapes_and_resolutions():
     G, (z, c, camera) = tiny_generator(), tiny_inputs()
-    out = G(z, c, camera)
+    out = G.synthesize(G.mapping(z, c), camera)
     assert [tuple(part.shape) for part in out] == [(2, 3, 8, 8), (2, 1, 8, 8), (2, 1, 8, 8)]
-    assert G(z, c, camera, resolution=(3, 5)).img.shape == (2, 3, 3, 5)
-    assert G(z, c, camera, concat_depth=True).img.shape == (2, 4, 8, 8)
+    assert G.synthesize(G.mapping(z, c), camera, resolution=(3, 5)).img.shape == (2, 3, 3, 5)
+    assert G.synthesize(G.mapping(z, c), camera, concat_depth=True).img.shape == (2, 4, 8, 8)
     ones = torch.ones(2, 2, dtype=torch.float64)
-    assert G(z, c, camera, patch_scales=ones / 2, patch_offsets=ones / 4).img.shape == (2, 3, 4, 4)
+    patch = G.synthesize(G.mapping(z, c), camera, patch_scales=ones / 2, patch_offsets=ones / 4)
+    assert patch.img.shape == (2, 3, 4, 4)
 
 
 def test_without_adaptors_there_is_no_adapted_depth_and_cameras_stay():
     G, (z, c, camera) = tiny_generator(adaptors=False), tiny_inputs()
-    assert G(z, c, camera).depth_adapted is None
+    assert G.synthesize(G.mapping(z, c), camera).depth_adapted is None
     assert G.adapt_camera(camera, z, c) is camera
     with pytest.raises(ValueError, match="without a depth adaptor"):
-        G(z, c, camera, concat_depth=True)
+        G.synthesize(G.mapping(z, c), camera, concat_depth=True)
     G.set_progress(0.5, 0.5)
 
 
@@ -267,7 +253,8 @@ def test_training_adds_density_noise_and_evaluation_does_not():
     G, (z, c, camera) = tiny_generator(jitter="none"), tiny_inputs()
 
     def render() -> torch.Tensor:
-        return G(z, c, camera, noise_mode="const", generator=torch.Generator().manual_seed(0)).img.detach()
+        random = torch.Generator().manual_seed(0)
+        return G.synthesize(G.mapping(z, c), camera, noise_mode="const", generator=random).img.detach()
 
     clean = render()
     G.train()
@@ -285,8 +272,10 @@ def test_everything_random_comes_from_the_given_generator():
         if name.endswith("noise_strength"):
             torch.nn.init.constant_(parameter, 0.5)
     state = torch.get_rng_state()
+    ws = G.mapping(z, c)
     first, again, other = (
-        G(z, c, camera, generator=torch.Generator().manual_seed(seed), concat_depth=True).img for seed in (1, 1, 2)
+        G.synthesize(ws, camera, generator=torch.Generator().manual_seed(seed), concat_depth=True).img
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -295,7 +284,7 @@ def test_everything_random_comes_from_the_given_generator():
 
 def test_every_parameter_gets_a_gradient():
     G, (z, c, camera) = tiny_generator().train(), tiny_inputs(8)
-    out = G(z, c, G.adapt_camera(camera, z, c), concat_depth=True)
+    out = G.synthesize(G.mapping(z, c), G.adapt_camera(camera, z, c), concat_depth=True)
     out.img.square().sum().backward()
     missing = [name for name, parameter in G.named_parameters() if parameter.grad is None]
     assert not missing

@@ -15,7 +15,6 @@ from threedgp.models.layers import (
     ScalarEncoder,
     channels_at,
     compute_dtype,
-    low_precision_from,
     normalize_2nd_moment,
     normalize_camera_angles,
 )
@@ -135,8 +134,6 @@ def test_widths_and_precision_by_resolution(monkeypatch):
     assert channels_at(256, 32768, 512, 0.5) == 64
     with pytest.raises(ConfigError, match=r"no channels at resolution 256.*at least 512"):
         channels_at(256, 64, 512, 0.5)
-    assert low_precision_from(512, 4) == 64
-    assert low_precision_from(32, 4) == 8
     weight = torch.zeros(1)
     assert compute_dtype(weight, torch.float16) == torch.float32
     monkeypatch.setattr(native, "CPU_COMPUTES_BFLOAT16", True)

@@ -5,8 +5,8 @@ import torch
 
 from tests.models.reference import load_reference
 from tests.tools import relative_error
+from threedgp.models.mapping import MappingNetwork
 from threedgp.models.stylegan2 import (
-    Noise,
     StyleGAN2Generator,
     SynthesisBlock,
     SynthesisLayer,
@@ -16,7 +16,6 @@ from threedgp.models.stylegan2 import (
 from threedgp.ops import native
 
 DTYPES = [(torch.float32, 2e-6), (torch.float64, 1e-6)]
-CONST = Noise("const")
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def test_synthesis_layer_matches_reference(data, key, up, dtype, tolerance):
     layer = SynthesisLayer(4, 6, 9, 6 * up, up=up, conv_clamp=1.5)
     load_reference(layer, data, f"{key}/param/", dtype)
     x, w = torch.tensor(data["conv/x"], dtype=dtype), torch.tensor(data[f"{key}/w"], dtype=dtype)
-    assert relative_error(layer(x, w, CONST).detach(), data[f"{key}/y_const"]) < tolerance
+    assert relative_error(layer(x, w, layer.noise_const).detach(), data[f"{key}/y_const"]) < tolerance
     assert relative_error(layer(x, w, gain=0.5).detach(), data[f"{key}/y_none_gain"]) < tolerance
 
 
@@ -48,25 +47,16 @@ def test_block_matches_reference(data, architecture, dtype, tolerance):
     block = SynthesisBlock(4, 5, 9, 8, 3, is_last=True, architecture=architecture)
     load_reference(block, data, f"{key}param/", dtype)
     x, img, ws = (torch.tensor(data[key + name], dtype=dtype) for name in ("x", "img", "ws"))
-    y, y_img = block(x, img, ws, CONST)
+    y, y_img = block(x, img, ws, {f"b8.{name}": getattr(block, name).noise_const for name in ("conv0", "conv1")})
     assert relative_error(y.detach(), data[f"{key}y"]) < tolerance
     assert relative_error(y_img.detach(), data[f"{key}y_img"]) < tolerance
 
 
 def reference_generator(data, architecture, dtype):
     res, c_dim, cbase, cmax, map_depth = (int(v) for v in data[f"{architecture}/cfg"])
-    net = StyleGAN2Generator(
-        11,
-        c_dim,
-        13,
-        res,
-        patch_resolution=res // 2,
-        map_depth=map_depth,
-        cbase=cbase,
-        cmax=cmax,
-        architecture=architecture,
-        conv_clamp=256,
-    )
+    synthesis = SynthesisNetwork(13, res, 3, cbase=cbase, cmax=cmax, architecture=architecture, conv_clamp=256)
+    mapping = MappingNetwork(11, c_dim, 13, synthesis.num_ws, num_layers=map_depth)
+    net = StyleGAN2Generator(synthesis, mapping, patch_resolution=res // 2)
     load_reference(net, data, f"{architecture}/param/", dtype)
     return net, *(torch.tensor(data[f"{architecture}/{name}"], dtype=dtype) for name in "zc")
 
@@ -78,8 +68,8 @@ def test_generator_matches_reference(golden, architecture, dtype, tolerance):
     net, z, c = reference_generator(data, architecture, dtype)
     ws = net.mapping(z, c)
     assert relative_error(ws.detach(), data[f"{architecture}/ws"]) < tolerance
-    assert relative_error(net(z, c, noise_mode="const").detach(), data[f"{architecture}/img"]) < tolerance
-    truncated = net(z, c, truncation_psi=0.7, noise_mode="none")
+    assert relative_error(net.synthesize(ws, noise_mode="const").detach(), data[f"{architecture}/img"]) < tolerance
+    truncated = net.synthesize(net.mapping(z, c, truncation_psi=0.7), noise_mode="none")
     assert relative_error(truncated.detach(), data[f"{architecture}/img_trunc07_nonoise"]) < tolerance
 
 
@@ -125,44 +115,39 @@ def test_same_seed_same_network():
 
 def test_noise_modes():
     net, ws = small_network()
-    none, const = net(ws, noise_mode="none"), net(ws, noise_mode="const")
-    assert torch.equal(const, net(ws, noise_mode="const"))
+    none, const, again = (net(ws, net.noise_maps(2, mode)) for mode in ("none", "const", "const"))
+    assert torch.equal(none, net(ws))
+    assert torch.equal(const, again)
     assert not torch.equal(const, none)
-    assert not torch.equal(net(ws), net(ws))
-    draws = [net(ws, noise=net.draw_noise(2, torch.Generator().manual_seed(seed))) for seed in (3, 3, 4)]
+    assert not torch.equal(*(net(ws, net.noise_maps(2, "random")) for _ in range(2)))
+    draws = [net(ws, net.noise_maps(2, "random", torch.Generator().manual_seed(seed))) for seed in (3, 3, 4)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_injected_noise_replaces_the_draws():
+def test_noise_has_a_map_for_every_layer_of_one_image_or_of_each():
     net, ws = small_network()
-    maps = {f"b{r}.conv{i}": getattr(net.block(r), f"conv{i}").noise_const for r in (8, 16) for i in (0, 1)}
-    maps["b4.conv1"] = net.b4.conv1.noise_const
-    assert torch.equal(net(ws, noise=maps), net(ws, noise_mode="const"))
+    maps = net.noise_maps(2, "const")
+    assert list(maps) == ["b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1"]
+    assert all(maps[name] is net.get_buffer(f"{name}.noise_const") for name in maps)
     repeated = {name: noise.expand(2, 1, -1, -1) for name, noise in maps.items()}
-    assert torch.equal(net(ws, noise=repeated), net(ws, noise_mode="const"))
+    assert torch.equal(net(ws, repeated), net(ws, maps))
 
 
 def test_without_noise_there_is_nothing_to_draw():
-    net, ws = small_network(use_noise=False)
+    net, _ = small_network(use_noise=False)
     assert not any("noise" in key for key in net.state_dict())
-    assert torch.equal(net(ws), net(ws))
+    assert net.noise_maps(2, "random") == {}
 
 
 def test_bfloat16_is_close_and_returns_full_precision(monkeypatch):
     monkeypatch.setattr(native, "CPU_COMPUTES_BFLOAT16", True)
     net, ws = small_network(conv_clamp=256)
-    exact = net(ws, noise_mode="const")
+    exact = net(ws, net.noise_maps(2, "const"))
     low, _ = small_network(conv_clamp=256, low_precision=torch.bfloat16)
-    img = low(ws, noise_mode="const")
+    img = low(ws, low.noise_maps(2, "const"))
     assert img.dtype == torch.float32
     assert 0 < relative_error(img.detach(), exact.detach()) < 0.05
-
-
-@pytest.mark.parametrize("resolution", [0, 2, 12])
-def test_impossible_resolution_is_refused(resolution):
-    with pytest.raises(ValueError, match="power of two"):
-        SynthesisNetwork(4, resolution, 3)
 
 
 def test_path_length_needs_second_derivatives():
@@ -173,7 +158,7 @@ def test_path_length_needs_second_derivatives():
     direction = torch.randn(2, 3, 16, 16, dtype=torch.float64)
 
     def jacobian_norm(ws):
-        img = net(ws, noise_mode="const")
+        img = net(ws, net.noise_maps(2, "const"))
         return torch.autograd.grad((img * direction).sum(), ws, create_graph=True)[0].square().sum()
 
     gradient = torch.autograd.grad(jacobian_norm(ws), ws)[0]

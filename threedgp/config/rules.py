@@ -98,6 +98,12 @@ def problems(profile: Profile) -> list[str]:
         )
     if model.depth_adaptor.kernel_size % 2 == 0:
         found.append(f"model.depth_adaptor.kernel_size={model.depth_adaptor.kernel_size} must be odd.")
+    candidates, start = model.depth_adaptor.layers + 1, model.depth_adaptor.selection_start_p
+    if start * candidates > 2:
+        found.append(
+            f"model.depth_adaptor.selection_start_p={start} leaves no probability for the last of {candidates} "
+            f"candidates: it must be at most {2 / candidates:g}."
+        )
     for name in training.metrics:
         try:
             parse_metric(name)
@@ -109,9 +115,10 @@ def problems(profile: Profile) -> list[str]:
 def _patch_problems(profile: Profile) -> list[str]:
     resolution, patch = profile.data.resolution, profile.training.patch
     found = []
-    if patch.resolution > resolution or not _power_of_two(patch.resolution):
+    if not (8 <= patch.resolution <= resolution and _power_of_two(patch.resolution)):
         found.append(
-            f"training.patch.resolution={patch.resolution} must be a power of two up to data.resolution={resolution}."
+            f"training.patch.resolution={patch.resolution} must be a power of two from 8 up to "
+            f"data.resolution={resolution}."
         )
     if patch.min_scale is not None and patch.min_scale * resolution < patch.resolution - 1e-6:
         found.append(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from threedgp.camera.priors import CameraPrior
@@ -12,56 +10,86 @@ from threedgp.config.schema import Profile
 from threedgp.models.camera_adaptor import CameraAdaptor
 from threedgp.models.depth_adaptor import DepthAdaptor
 from threedgp.models.discriminator import Discriminator
-from threedgp.models.generator import Generator
-from threedgp.models.stylegan2 import StyleGAN2Generator
+from threedgp.models.generator import FieldMLP, Generator
+from threedgp.models.mapping import MappingNetwork
+from threedgp.models.stylegan2 import StyleGAN2Generator, SynthesisNetwork
 from threedgp.rendering.renderer import RenderOptions
 
 CONV_CLAMP = 256.0
-"""Largest absolute activation of networks that may run in half precision."""
-ALL_RESOLUTIONS = 32
-"""With bfloat16, which has float32's range, every resolution from 8 on runs in it, not just the highest four."""
+"""Largest absolute activation of networks whose weights were trained with clamps, at any precision."""
 
 
 def build_generator(profile: Profile) -> Generator | StyleGAN2Generator:
-    """The generator of a resolved profile, freshly initialised from torch's global random state.
+    """The generator of a profile, freshly initialised from torch's global random state.
 
     Raises:
         ConfigError: learning the cameras of a prior without bounds.
     """
-    config, data = profile.model.generator, profile.data
-    options: dict[str, Any] = {
-        "patch_resolution": discriminator_resolution(profile),
-        "map_depth": config.map_depth,
-        "camera_dropout": config.camera_conditioning.drop_probability,
-        "cbase": config.cbase,
-        "cmax": config.cmax,
-        "fmaps": config.fmaps,
-        "architecture": config.architecture,
-        "use_noise": config.use_noise,
-        **_precision(profile, config.clamp_activations),
-    }
-    sizes = (config.z_dim, data.num_classes, config.w_dim, data.resolution)
-    if profile.model.kind == "stylegan2":
-        return StyleGAN2Generator(*sizes, **options, **_camera_condition(profile, "fourier"))
-
+    model, data, camera = profile.model, profile.data, profile.camera
+    config, planes, flat = model.generator, model.generator.tri_plane, model.kind == "stylegan2"
+    depth_adaptor = camera_adaptor = None
+    if profile.training.use_depth:
+        depth_adaptor = DepthAdaptor(camera.near, camera.far, model.depth_adaptor)
+    if profile.training.learn_camera:
+        bounds = CameraPrior(camera).bounds()
+        camera_adaptor = CameraAdaptor(config.z_dim, data.num_classes, bounds, model.camera_adaptor)
+    backbone = SynthesisNetwork(
+        config.w_dim,
+        data.resolution if flat else planes.resolution,
+        3 if flat else 3 * planes.features,
+        cbase=config.cbase,
+        cmax=config.cmax,
+        fmaps=config.fmaps,
+        architecture=config.architecture,
+        use_noise=config.use_noise,
+        conv_clamp=CONV_CLAMP if config.clamp_activations else None,
+        low_precision=_low_precision(profile),
+    )
+    if flat:
+        mapping = _mapping(profile, backbone.num_ws)
+        return StyleGAN2Generator(backbone, mapping, patch_resolution=discriminator_resolution(profile))
+    mlp = FieldMLP(planes.features, planes.mlp.hidden_dim, 4, planes.mlp.layers)  # to RGB and density
     return Generator(
-        *sizes,
+        backbone,
+        mlp,
+        _mapping(profile, backbone.num_ws),
         render_options(profile),
-        cube_scale=profile.camera.cube_scale,
-        plane_resolution=config.tri_plane.resolution,
-        plane_features=config.tri_plane.features,
-        mlp_layers=config.tri_plane.mlp.layers,
-        mlp_hidden_dim=config.tri_plane.mlp.hidden_dim,
+        img_resolution=data.resolution,
+        patch_resolution=discriminator_resolution(profile),
+        cube_scale=camera.cube_scale,
         density_noise_std=config.density_noise.init_std,
-        depth_adaptor=_depth_adaptor(profile),
-        camera_adaptor=_camera_adaptor(profile),
-        **options,
-        **_camera_condition(profile, "raw"),
+        depth_adaptor=depth_adaptor,
+        camera_adaptor=camera_adaptor,
     )
 
 
+def _mapping(profile: Profile, num_ws: int) -> MappingNetwork:
+    """The generator's mapping network, which sees the camera if the profile asks for it."""
+    config, conditioning = profile.model.generator, profile.model.generator.camera_conditioning
+    encoding, mean = None, None
+    if conditioning.enabled:
+        encoding = "fourier" if profile.model.kind == "stylegan2" else "raw"
+        prior = CameraPrior(profile.camera)
+        # Without a mean such a generator must always be told its camera.
+        mean = prior.mean().to_vector()[0, :5].tolist() if prior.has_mean else None
+    return MappingNetwork(
+        config.z_dim,
+        profile.data.num_classes,
+        config.w_dim,
+        num_ws,
+        num_layers=config.map_depth,
+        camera_encoding=encoding,
+        camera_dropout=conditioning.drop_probability,
+        mean_camera=mean,
+    )
+
+
+def _low_precision(profile: Profile) -> torch.dtype | None:
+    return torch.bfloat16 if profile.precision == "bf16" else None
+
+
 def build_discriminator(profile: Profile) -> Discriminator:
-    """The discriminator of a resolved profile, freshly initialised from torch's global random state."""
+    """The discriminator of a profile, freshly initialised from torch's global random state."""
     config, training = profile.model.discriminator, profile.training
     return Discriminator(
         discriminator_resolution(profile),
@@ -78,7 +106,8 @@ def build_discriminator(profile: Profile) -> Discriminator:
         cmax=config.cmax,
         fmaps=config.fmaps,
         freeze_layers=training.freeze_discriminator_layers,
-        **_precision(profile, config.clamp_activations),
+        conv_clamp=CONV_CLAMP if config.clamp_activations else None,
+        low_precision=_low_precision(profile),
     )
 
 
@@ -98,61 +127,4 @@ def render_options(profile: Profile) -> RenderOptions:
         last_back=config.last_back,
         white_back=config.white_back,
         chunk_rays=config.chunk_rays,
-    )
-
-
-def _precision(profile: Profile, clamp: bool) -> dict[str, Any]:
-    """Arithmetic follows `precision` alone; `clamp` bounds activations as for float16, which
-    weights trained with clamps need at any precision.
-    """
-    return {
-        "conv_clamp": CONV_CLAMP if clamp else None,
-        "low_precision": torch.bfloat16 if profile.precision == "bf16" else None,
-        "num_low_precision": ALL_RESOLUTIONS,
-    }
-
-
-def _camera_condition(profile: Profile, encoding: str) -> dict[str, Any]:
-    """Arguments that let the mapping network see the camera, if the profile asks for it."""
-    if not profile.model.generator.camera_conditioning.enabled:
-        return {}
-    prior = CameraPrior(profile.camera)
-    # Without a mean such a generator must always be told its camera.
-    mean = prior.mean().to_vector()[0, :5].tolist() if prior.has_mean else None
-    return {"camera_encoding": encoding, "mean_camera": mean}
-
-
-def _depth_adaptor(profile: Profile) -> DepthAdaptor | None:
-    if not profile.training.use_depth:
-        return None
-    config = profile.model.depth_adaptor
-    return DepthAdaptor(
-        profile.camera.near,
-        profile.camera.far,
-        kernel_size=config.kernel_size,
-        hidden_dim=config.hidden_dim,
-        layers=config.layers,
-        out_strategy=config.out_strategy,
-        start_p=config.selection_start_p,
-        offset_max_fraction=config.near_plane_offset_max_fraction,
-        offset_bias=config.near_plane_offset_bias,
-    )
-
-
-def _camera_adaptor(profile: Profile) -> CameraAdaptor | None:
-    if not profile.training.learn_camera:
-        return None
-    config = profile.model.camera_adaptor
-    return CameraAdaptor(
-        profile.model.generator.z_dim,
-        profile.data.num_classes,
-        CameraPrior(profile.camera).bounds(),
-        hidden_dim=config.hidden_dim,
-        embed_dim=config.embed_dim,
-        lr_multiplier=config.lr_multiplier,
-        residual=config.residual,
-        adjust_angles=config.adjust.angles,
-        adjust_radius=config.adjust.radius,
-        adjust_fov=config.adjust.fov,
-        adjust_look_at=config.adjust.look_at,
     )

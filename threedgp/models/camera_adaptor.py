@@ -10,25 +10,25 @@ from torch import Tensor, nn
 
 from threedgp.camera.camera import PITCH_MARGIN, Camera
 from threedgp.camera.priors import CameraBounds
+from threedgp.config.schema import CameraAdaptorConfig
 from threedgp.models.layers import FullyConnected, normalize_2nd_moment
 
 
 class ParameterNetwork(nn.Module):
     """Some camera numbers, with latent and class, to four: [B, in] -> [B, 4]. All activations are softplus."""
 
-    def __init__(
-        self, in_features: int, *, z_dim: int, c_dim: int, hidden_dim: int, embed_dim: int, lr_multiplier: float
-    ):
+    def __init__(self, in_features: int, z_dim: int, c_dim: int, config: CameraAdaptorConfig):
         super().__init__()
 
         def layer(inputs: int, outputs: int, activation: str = "softplus") -> FullyConnected:
-            return FullyConnected(inputs, outputs, activation=activation, lr_multiplier=lr_multiplier)
+            return FullyConnected(inputs, outputs, activation=activation, lr_multiplier=config.lr_multiplier)
 
-        self.project_params = layer(in_features, hidden_dim)
-        self.project_z = layer(z_dim, embed_dim) if z_dim else None
-        self.project_c = layer(c_dim, embed_dim) if c_dim else None
-        width = hidden_dim + embed_dim * ((z_dim > 0) + (c_dim > 0))
-        self.main = nn.Sequential(layer(width, hidden_dim), layer(hidden_dim, 4, "linear"))
+        hidden, embed = config.hidden_dim, config.embed_dim
+        self.project_params = layer(in_features, hidden)
+        self.project_z = layer(z_dim, embed) if z_dim else None
+        self.project_c = layer(c_dim, embed) if c_dim else None
+        width = hidden + embed * ((z_dim > 0) + (c_dim > 0))
+        self.main = nn.Sequential(layer(width, hidden), layer(hidden, 4, "linear"))
 
     def forward(self, params: Tensor, z: Tensor | None, c: Tensor | None) -> Tensor:
         parts = [self.project_params(params)]
@@ -47,66 +47,47 @@ class CameraAdaptor(nn.Module):
     Args:
         z_dim, c_dim: sizes of latent and class vector (0: unconditional).
         bounds: interval of each camera number. Without one for the radius, an adjusted radius is not bounded.
-        hidden_dim, embed_dim: widths.
-        lr_multiplier: of all layers.
-        residual: predict changes of the normalised numbers instead of the numbers.
-        adjust_angles, adjust_radius, adjust_fov, adjust_look_at: what may move; the rest keeps the prior's values.
+        config: `model.camera_adaptor` of the profile.
     """
 
-    def __init__(
-        self,
-        z_dim: int,
-        c_dim: int,
-        bounds: CameraBounds,
-        *,
-        hidden_dim: int = 256,
-        embed_dim: int = 16,
-        lr_multiplier: float = 0.1,
-        residual: bool = False,
-        adjust_angles: bool = True,
-        adjust_radius: bool = False,
-        adjust_fov: bool = True,
-        adjust_look_at: bool = True,
-    ):
+    low: Tensor
+    span: Tensor
+    posterior_low: Tensor
+    posterior_span: Tensor
+
+    def __init__(self, z_dim: int, c_dim: int, bounds: CameraBounds, config: CameraAdaptorConfig):
         super().__init__()
-        self.residual = residual
-        self.adjust = {
-            "angles": adjust_angles,
-            "fov": adjust_fov,
-            "radius": adjust_radius,
-            "look_at": adjust_look_at,
-        }
+        self.config = config
         self.bounded_radius = bounds.radius is not None
-        widths = {"hidden_dim": hidden_dim, "embed_dim": embed_dim, "lr_multiplier": lr_multiplier}
-        self.origin_adaptor = ParameterNetwork(4, z_dim=0, c_dim=c_dim, **widths)
-        self.look_at_adaptor = ParameterNetwork(8, z_dim=z_dim, c_dim=c_dim, **widths)
+        self.origin_adaptor = ParameterNetwork(4, 0, c_dim, config)
+        self.look_at_adaptor = ParameterNetwork(8, z_dim, c_dim, config)
         # Columns as in Camera.to_vector. Roll and radius enter the networks as they are.
         free = (0.0, 1.0)
         columns = [bounds.yaw, bounds.pitch, free, bounds.fov, free, bounds.la_yaw, bounds.la_pitch, bounds.la_radius]
-        low, high = torch.tensor(columns).unbind(dim=1)
-        self._constant("low", low)
-        self._constant("span", high - low)
+        self._interval("", columns)
         columns[1] = (bounds.pitch[0] + PITCH_MARGIN, bounds.pitch[1] - PITCH_MARGIN)
         columns[4] = bounds.radius or free
-        low, high = torch.tensor(columns).unbind(dim=1)
-        self._constant("posterior_low", low)
-        self._constant("posterior_span", high - low)
+        self._interval("posterior_", columns)
 
-    def _constant(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value.clone(), persistent=False)
+    def _interval(self, prefix: str, columns: list[tuple[float, float]]) -> None:
+        low, high = torch.tensor(columns).T.contiguous()
+        self.register_buffer(f"{prefix}low", low, persistent=False)
+        self.register_buffer(f"{prefix}span", high - low, persistent=False)
 
     def forward(self, camera: Camera, z: Tensor, c: Tensor | None = None) -> Camera:
-        """Adapt.
+        """B cameras of the prior, z [B, z_dim] and c [B, c_dim] as for the mapping network -> B posterior cameras.
 
-        Args:
-            camera: B cameras of the prior.
-            z: [B, z_dim], and c: [B, c_dim], as for the mapping network.
-
-        Returns:
-            B posterior cameras; differentiable in everything.
+        Differentiable in everything.
         """
-        prior = camera.to_vector()
-        return self._select(prior, self.denormalize(self.predict(self.normalize(prior), z, c)))
+        vector = camera.to_vector()
+        moved = Camera.from_vector(self.denormalize(self.predict(self.normalize(vector), z, c)))
+        kept, adjust = Camera.from_vector(vector), self.config.adjust
+        return Camera(
+            angles=moved.angles if adjust.angles else kept.angles,
+            fov=moved.fov if adjust.fov else kept.fov,
+            radius=moved.radius if adjust.radius else kept.radius,
+            look_at=moved.look_at if adjust.look_at else kept.look_at,
+        )
 
     def normalize(self, vector: Tensor) -> Tensor:
         """[B, 8] camera numbers to about [0, 1]; roll and radius unchanged."""
@@ -118,15 +99,10 @@ class CameraAdaptor(nn.Module):
         seen = torch.cat([origin[:, :3], normalized[:, 3:4], origin[:, 3:], normalized[:, 5:]], dim=1)
         view = self.look_at_adaptor(seen, z, c)  # [B, 4] fov, look-at
         raw = torch.cat([origin[:, :3], view[:, :1], origin[:, 3:], view[:, 1:]], dim=1)
-        return raw + normalized if self.residual else raw
+        return raw + normalized if self.config.residual else raw
 
     def denormalize(self, raw: Tensor) -> Tensor:
         """[B, 8] raw numbers to camera numbers inside the bounds; roll 0; a radius without bounds stays raw."""
         vector = raw.sigmoid() * self.posterior_span + self.posterior_low
         radius = vector[:, 4:5] if self.bounded_radius else raw[:, 4:5]
         return torch.cat([vector[:, :2], torch.zeros_like(radius), vector[:, 3:4], radius, vector[:, 5:]], dim=1)
-
-    def _select(self, prior: Tensor, posterior: Tensor) -> Camera:
-        prior, posterior = Camera.from_vector(prior), Camera.from_vector(posterior)
-        chosen = {name: getattr(posterior if moves else prior, name) for name, moves in self.adjust.items()}
-        return Camera(**chosen)

@@ -6,15 +6,11 @@ generator is compared with them through a small network that may produce, but is
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from threedgp.errors import ConfigError
+from threedgp.config.schema import DepthAdaptorConfig
 from threedgp.models.layers import Conv2dLayer
-
-OutStrategy = Literal["random", "last", "mean"]
 
 
 class DepthAdaptor(nn.Module):
@@ -26,49 +22,21 @@ class DepthAdaptor(nn.Module):
 
     Args:
         near, far: ray interval of training, in world units. Rendering with another far plane does not change it.
-        kernel_size: of the hidden convolutions, odd.
-        hidden_dim: their channels.
-        layers: their number n; with 0 only candidate 0 exists.
-        out_strategy: `random`, `last` or `mean` (over all candidates).
-        start_p: probability of candidate 0 once annealing has ended; at most 2/(n+1).
-        offset_max_fraction: the near plane moves by at most this fraction of far − near.
-        offset_bias: initial value of the offset before its sigmoid.
-
-    Raises:
-        ConfigError: even kernel_size, or start_p for which no probabilities exist.
+        config: `model.depth_adaptor` of the profile.
     """
 
-    def __init__(
-        self,
-        near: float,
-        far: float,
-        *,
-        kernel_size: int = 5,
-        hidden_dim: int = 64,
-        layers: int = 3,
-        out_strategy: OutStrategy = "random",
-        start_p: float = 0.1,
-        offset_max_fraction: float = 0.25,
-        offset_bias: float = -3.0,
-    ):
+    progress_coef: Tensor
+
+    def __init__(self, near: float, far: float, config: DepthAdaptorConfig):
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ConfigError(f"model.depth_adaptor.kernel_size={kernel_size} must be odd.")
-        if start_p * (layers + 1) > 2:
-            raise ConfigError(
-                f"model.depth_adaptor.selection_start_p={start_p} leaves no probability for the last of {layers + 1} "
-                f"candidates. It must be at most {2 / (layers + 1):g}."
-            )
-        self.near, self.far = near, far
-        self.out_strategy = out_strategy
-        self.start_p = start_p
-        self.offset_max_fraction = offset_max_fraction
-        self.near_plane_offset_raw = nn.Parameter(torch.tensor([float(offset_bias)]))
+        self.near, self.far, self.config = near, far, config
+        self.near_plane_offset_raw = nn.Parameter(torch.tensor([config.near_plane_offset_bias]))
         self.register_buffer("progress_coef", torch.zeros(1))
+        width, kernel = config.hidden_dim, config.kernel_size
         self.layers = nn.ModuleList(
-            Conv2dLayer(1 if i == 0 else hidden_dim, hidden_dim, kernel_size, activation="lrelu") for i in range(layers)
+            Conv2dLayer(1 if i == 0 else width, width, kernel, activation="lrelu") for i in range(config.layers)
         )
-        self.head = Conv2dLayer(hidden_dim, 1, 1) if layers else None
+        self.head = Conv2dLayer(width, 1, 1) if config.layers else None
 
     def set_progress(self, progress: float) -> None:
         """Anneal the selection probabilities from equal ones, 0, to preferring the deepest candidates, 1."""
@@ -76,12 +44,13 @@ class DepthAdaptor(nn.Module):
 
     def near_plane_offset(self) -> Tensor:
         """[1] how far the near plane has moved towards the far plane, world units."""
-        return self.near_plane_offset_raw.sigmoid() * (self.offset_max_fraction * (self.far - self.near))
+        reach = self.config.near_plane_offset_max_fraction * (self.far - self.near)
+        return self.near_plane_offset_raw.sigmoid() * reach
 
     def selection_probabilities(self) -> Tensor:
-        """[n+1] p_i = p_0 + i·m with p_0 annealed from 1/(n+1) to start_p, and m such that they add up to 1."""
+        """[n+1] p_i = p_0 + i·m with p_0 annealed from 1/(n+1) to its last value, and m such that they add up to 1."""
         count = len(self.layers) + 1
-        first = (1 - self.progress_coef) / count + self.start_p * self.progress_coef
+        first = (1 - self.progress_coef) / count + self.config.selection_start_p * self.progress_coef
         slope = 2 * (1 - count * first) / (count * max(count - 1, 1))
         return first + torch.arange(count, device=first.device) * slope
 
@@ -104,9 +73,10 @@ class DepthAdaptor(nn.Module):
             index: [B] candidate per sample, instead of a random one; only used by `random` in training.
             generator: source of the random choice.
         """
-        if self.out_strategy == "mean":
+        strategy = self.config.out_strategy
+        if strategy == "mean":
             return self.candidates(depth).mean(dim=1)
-        if not self.training or self.out_strategy == "last" or self.head is None:
+        if not self.training or strategy == "last" or self.head is None:
             x = self._normalize(depth)
             for layer in self.layers:
                 x = layer(x)

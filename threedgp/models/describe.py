@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from threedgp.camera.camera import Camera
 from threedgp.config.rules import discriminator_resolution, image_channels
 from threedgp.config.schema import Profile
 from threedgp.models.build import build_discriminator, build_generator
+from threedgp.models.generator import Generator
 
 
 class ModelRow(NamedTuple):
@@ -21,7 +23,7 @@ class ModelRow(NamedTuple):
     module: str
     output: str
     parameters: int
-    gflops: float | None
+    gflops: float
 
 
 def describe_model(profile: Profile) -> list[ModelRow]:
@@ -37,38 +39,27 @@ def describe_model(profile: Profile) -> list[ModelRow]:
         return _generator_rows(profile) + _discriminator_rows(profile)
 
 
-class _Recorder:
-    """Collects a row for every watched module that runs."""
+def _record(network: str, modules: dict[str, nn.Module], forward: Callable[[], object]) -> list[ModelRow]:
+    """Run `forward` once; a row for each of the modules by name, in the order in which they run."""
+    rows, before = [], {}
+    with FlopCounterMode(display=False) as counter:
+        for name, module in modules.items():
 
-    def __init__(self, network: str):
-        self.network = network
-        self.rows: list[ModelRow] = []
+            def start(*_, name: str = name) -> None:
+                before[name] = counter.get_total_flops()
 
-    def watch(self, name: str, module: nn.Module, counter: FlopCounterMode) -> None:
-        before = 0
+            def finish(module: nn.Module, _, output: object, name: str = name) -> None:
+                gflops = (counter.get_total_flops() - before[name]) / 1e9
+                rows.append(ModelRow(f"{network}.{name}", _shape(output), count_parameters(module), gflops))
 
-        def start(*_) -> None:
-            nonlocal before
-            before = counter.get_total_flops()
+            module.register_forward_pre_hook(start)
+            module.register_forward_hook(finish)
+        forward()
+    return rows
 
-        def finish(_, __, output) -> None:
-            shape = _shape(output)
-            gflops = (counter.get_total_flops() - before) / 1e9
-            self.rows.append(ModelRow(f"{self.network}.{name}", shape, count_parameters(module), gflops))
 
-        module.register_forward_pre_hook(start)
-        module.register_forward_hook(finish)
-
-    def run(self, modules: dict[str, nn.Module], forward: Callable[[], object]) -> None:
-        """Run `forward` once and keep a row for each of the modules by name."""
-        with FlopCounterMode(display=False) as counter:
-            for name, module in modules.items():
-                self.watch(name, module, counter)
-            forward()
-
-    def finish(self, network: nn.Module, output: str) -> list[ModelRow]:
-        total = sum(row.gflops for row in self.rows)
-        return [*self.rows, ModelRow(self.network, output, count_parameters(network), total)]
+def _with_total(rows: list[ModelRow], name: str, network: nn.Module, output: str) -> list[ModelRow]:
+    return [*rows, ModelRow(name, output, count_parameters(network), sum(row.gflops for row in rows))]
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -85,45 +76,32 @@ def _shape(output: object) -> str:
 
 
 def _generator_rows(profile: Profile) -> list[ModelRow]:
+    """Mapping and backbone, then the parts behind the planes, each on what one image asks of it."""
     G = build_generator(profile).eval().requires_grad_(False)
-    recorder = _Recorder("G")
-    z, c = torch.empty(1, G.z_dim), torch.empty(1, G.c_dim)
-    angles = torch.empty(1, 3)
-    recorder.run({"mapping": G.mapping}, lambda: G.mapping(z, c, angles))
-    ws = torch.empty(1, G.num_ws, G.w_dim)
-    if profile.model.kind == "stylegan2":
-        backbone, prefix = G.synthesis, "synthesis"
-    else:
-        backbone, prefix = G.synthesis["tri_plane_decoder"], "tri_plane_decoder"
+    z, c, angles = torch.empty(1, G.z_dim), torch.empty(1, G.c_dim), torch.empty(1, 3)
+    rows = _record("G", {"mapping": G.mapping}, lambda: G.mapping(z, c, angles))
+    backbone, prefix = (G.backbone, "tri_plane_decoder") if isinstance(G, Generator) else (G.synthesis, "synthesis")
     blocks = {f"{prefix}.b{r}": backbone.block(r) for r in backbone.block_resolutions}
-    recorder.run(blocks, lambda: backbone(ws))
+    rows += _record("G", blocks, lambda: backbone(torch.empty(1, G.num_ws, G.w_dim)))
     side = discriminator_resolution(profile)
-    if profile.model.kind != "stylegan2":
-        _field_rows(recorder, G, profile, side)
-    return recorder.finish(G, f"{image_channels(profile)} × {side} × {side}")
-
-
-def _field_rows(recorder: _Recorder, G: nn.Module, profile: Profile, side: int) -> None:
-    """The parts behind the planes, each on what one image asks of it."""
-    samples = side * side * profile.model.generator.ray_steps * 2  # coarse and fine
-    features = torch.empty(1, samples, profile.model.generator.tri_plane.features)
-    mlp = G.synthesis["tri_plane_mlp"]
-    recorder.run({"tri_plane_mlp": mlp}, lambda: mlp(features))
-    if G.depth_adaptor is not None:
-        adaptor = G.depth_adaptor
-        recorder.run({"depth_adaptor": adaptor}, lambda: adaptor(torch.empty(1, 1, side, side)))
-    if G.camera_adaptor is not None:
-        adaptor = G.camera_adaptor
-        camera = Camera.from_vector(torch.empty(1, 8))
-        z, c = torch.empty(1, G.z_dim), torch.empty(1, G.c_dim)
-        recorder.run({"camera_adaptor": adaptor}, lambda: adaptor(camera, z, c))
+    if isinstance(G, Generator):
+        samples = side * side * profile.model.generator.ray_steps * 2  # coarse and fine
+        arguments: dict[str, tuple] = {
+            "tri_plane_mlp": (torch.empty(1, samples, G.plane_features),),
+            "depth_adaptor": (torch.empty(1, 1, side, side),),
+            "camera_adaptor": (Camera.from_vector(torch.empty(1, 8)), z, c),
+        }
+        for name, given in arguments.items():
+            part = getattr(G.synthesis, name, None)
+            if part is not None:
+                rows += _record("G", {name: part}, functools.partial(part, *given))
+    return _with_total(rows, "G", G, f"{image_channels(profile)} × {side} × {side}")
 
 
 def _discriminator_rows(profile: Profile) -> list[ModelRow]:
     D = build_discriminator(profile).eval().requires_grad_(False)
-    recorder = _Recorder("D")
     img = torch.empty(1, D.img_channels, D.img_resolution, D.img_resolution)
     conditions = (torch.empty(1, D.c_dim), torch.empty(1, 2), torch.empty(1, 2), torch.empty(1, 3))
     parts = {name: module for name, module in D.named_children() if module is not None}
-    recorder.run(parts, lambda: D(img, *conditions, predict_features=D.feature_dim > 0))
-    return recorder.finish(D, "logit" + (f" + {D.feature_dim} features" if D.feature_dim else ""))
+    rows = _record("D", parts, lambda: D(img, *conditions, predict_features=D.feature_dim > 0))
+    return _with_total(rows, "D", D, "logit" + (f" + {D.feature_dim} features" if D.feature_dim else ""))

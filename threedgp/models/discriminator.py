@@ -7,20 +7,12 @@ Sec. 3.4 (feature head); StyleGAN2 (arXiv 1912.04958), Fig. 7c (residual blocks)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from threedgp.errors import ConfigError
-from threedgp.models.layers import (
-    Conv2dLayer,
-    FullyConnected,
-    ScalarEncoder,
-    channels_at,
-    compute_dtype,
-    low_precision_from,
-)
+from threedgp.models.layers import Conv2dLayer, FullyConnected, ScalarEncoder, channels_at, compute_dtype
 from threedgp.models.mapping import MappingNetwork
 
 PATCH_SCALE_STEPS = 1000
@@ -31,15 +23,14 @@ LAYERS_PER_BLOCK = 4
 """fromrgb, conv0, conv1, skip: how layers are counted when the first ones are frozen."""
 
 
-@dataclass(frozen=True)
-class DiscriminatorOutput:
+class DiscriminatorOutput(NamedTuple):
     """`logits` [B], positive for real; `features` [B, feature_dim] when they were asked for."""
 
-    logits: torch.Tensor
-    features: torch.Tensor | None = None
+    logits: Tensor
+    features: Tensor | None
 
 
-def minibatch_std(x: torch.Tensor, group_size: int | None, num_channels: int = 1) -> torch.Tensor:
+def minibatch_std(x: Tensor, group_size: int | None, num_channels: int = 1) -> Tensor:
     """Append `num_channels` maps with the mean deviation within groups of samples: [B, C, H, W] -> [B, C + n, H, W].
 
     With n = B / group_size groups, sample i belongs to group i mod n. None, or a size above B, makes one group.
@@ -98,7 +89,7 @@ class DiscriminatorBlock(nn.Module):
         )
         self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, down=down, trainable=frozen < 4)
 
-    def forward(self, x: torch.Tensor, patch_code: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, patch_code: Tensor | None = None) -> Tensor:
         """`x` is the image in the first block, [B, img_channels, h, h]; `patch_code` [B, modulation_dim]."""
         x = x.to(compute_dtype(self.conv0.weight, self.low_precision))
         if self.fromrgb is not None:
@@ -134,18 +125,13 @@ class DiscriminatorEpilogue(nn.Module):
                 FullyConnected(channels * 16, channels, activation="lrelu"), FullyConnected(channels, feature_dim)
             )
 
-    def forward(
-        self, x: torch.Tensor, cmap: torch.Tensor | None, predict_features: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`x` [B, channels, 4, 4], `cmap` [B, cmap_dim] -> logits [B], features [B, feature_dim] or None."""
+    def forward(self, x: Tensor, cmap: Tensor | None, predict_features: bool) -> DiscriminatorOutput:
+        """`x` [B, channels, 4, 4], `cmap` [B, cmap_dim]."""
         x = self.conv(minibatch_std(x.to(self.conv.weight.dtype), self.mbstd_group_size))
         x = x.flatten(start_dim=1)
         logits = self.out(self.fc(x))  # [B, cmap_dim or 1]
-        if cmap is None:
-            logits = logits.squeeze(1)
-        else:
-            logits = (logits * cmap).sum(dim=1) / math.sqrt(self.cmap_dim)
-        return logits, self.feat_out(x) if predict_features else None
+        logits = logits.squeeze(1) if cmap is None else (logits * cmap).sum(dim=1) / math.sqrt(self.cmap_dim)
+        return DiscriminatorOutput(logits, self.feat_out(x) if predict_features and self.feat_out else None)
 
 
 class Discriminator(nn.Module):
@@ -163,15 +149,10 @@ class Discriminator(nn.Module):
         camera_dropout: probability with which single numbers of the camera encoding are dropped in training.
         mbstd_group_size: samples compared with each other; None: the whole batch.
         cbase, cmax, fmaps: widths, see `channels_at`.
-        map_depth: layers of the networks that embed conditions.
         conv_clamp: largest absolute activation; None does not clamp.
-        low_precision: type of the highest resolutions, float16 (GPUs only) or bfloat16; None computes all in the
+        low_precision: type of all blocks but the last, float16 (GPUs only) or bfloat16; None computes all in the
             weights' type.
-        num_low_precision: how many resolutions that are.
         freeze_layers: first layers, four per block, that are not trained.
-
-    Raises:
-        ConfigError: hyper-modulation without patch conditioning, or an impossible resolution.
     """
 
     def __init__(
@@ -190,22 +171,11 @@ class Discriminator(nn.Module):
         cbase: int = 32768,
         cmax: int = 512,
         fmaps: float = 1.0,
-        map_depth: int = 2,
         conv_clamp: float | None = 256.0,
         low_precision: torch.dtype | None = None,
-        num_low_precision: int = 4,
         freeze_layers: int = 0,
     ):
         super().__init__()
-        if img_resolution < 8 or img_resolution & (img_resolution - 1):
-            raise ConfigError(
-                f"The discriminator needs images of 8, 16, 32, … pixels a side, not {img_resolution}: change "
-                "training.patch.resolution, or data.resolution where patches are off."
-            )
-        if hyper_mod and not patch_conditioning:
-            raise ConfigError(
-                "Hyper-modulation of the discriminator needs patch conditioning: enable it or set hyper_mod to false."
-            )
         self.img_resolution, self.img_channels, self.c_dim = img_resolution, img_channels, c_dim
         self.patch_conditioning, self.camera_conditioning = patch_conditioning, camera_conditioning
         self.feature_dim = feature_dim
@@ -216,12 +186,7 @@ class Discriminator(nn.Module):
 
         self.scalar_enc = ScalarEncoder(3, PATCH_SCALE_STEPS, PATCH_EMBEDDING_DIM) if patch_conditioning else None
         patch_dim = self.scalar_enc.dim if patch_conditioning else 0
-        mapping = {"num_layers": map_depth, "w_avg_beta": None}
-        self.hyper_mod_mapping = None
-        if hyper_mod:
-            self.hyper_mod_mapping = MappingNetwork(0, patch_dim, HYPER_MOD_DIM, **mapping)
-
-        low_from = low_precision_from(virtual, num_low_precision)
+        self.hyper_mod_mapping = MappingNetwork(0, patch_dim, HYPER_MOD_DIM) if hyper_mod else None
         for i, r in enumerate(self.block_resolutions):
             block = DiscriminatorBlock(
                 width[r],
@@ -230,7 +195,7 @@ class Discriminator(nn.Module):
                 down=1 if i < num_additional_start_blocks else 2,
                 modulation_dim=HYPER_MOD_DIM if hyper_mod else 0,
                 conv_clamp=conv_clamp,
-                low_precision=low_precision if r >= low_from else None,
+                low_precision=low_precision,
                 frozen=freeze_layers - i * LAYERS_PER_BLOCK,
             )
             self.add_module(f"b{r}", block)
@@ -243,7 +208,6 @@ class Discriminator(nn.Module):
                 width[4],
                 camera_encoding="fourier" if camera_conditioning else None,
                 camera_dropout=camera_dropout,
-                **mapping,
             )
         self.b4 = DiscriminatorEpilogue(
             width[4],
@@ -255,11 +219,11 @@ class Discriminator(nn.Module):
 
     def forward(
         self,
-        img: torch.Tensor,
-        c: torch.Tensor | None = None,
-        patch_scales: torch.Tensor | None = None,
-        patch_offsets: torch.Tensor | None = None,
-        camera_angles: torch.Tensor | None = None,
+        img: Tensor,
+        c: Tensor | None = None,
+        patch_scales: Tensor | None = None,
+        patch_offsets: Tensor | None = None,
+        camera_angles: Tensor | None = None,
         predict_features: bool = False,
     ) -> DiscriminatorOutput:
         """Judge patches.
@@ -292,5 +256,4 @@ class Discriminator(nn.Module):
                 conditions.append(patch_encoding)
             condition = torch.cat(conditions, dim=1) if conditions else None
             cmap = self.head_mapping(None, condition, camera_angles)
-        logits, features = self.b4(x, cmap, predict_features)
-        return DiscriminatorOutput(logits, features)
+        return self.b4(x, cmap, predict_features)

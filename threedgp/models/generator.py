@@ -6,9 +6,9 @@ Sources: 3DGP (arXiv 2303.01416), Sec. 3; EpiGRAF (arXiv 2206.10535), Sec. 3.1 (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from threedgp.camera.camera import Camera
 from threedgp.models.camera_adaptor import CameraAdaptor
 from threedgp.models.depth_adaptor import DepthAdaptor
 from threedgp.models.layers import FullyConnected
-from threedgp.models.mapping import CameraEncoding, MappingNetwork
+from threedgp.models.mapping import MappingNetwork
 from threedgp.models.stylegan2 import NoiseMode, SynthesisNetwork
 from threedgp.ops.triplane import sample_field, sample_triplanes
 from threedgp.rendering.rays import camera_rays
@@ -77,75 +77,52 @@ class Generator(nn.Module):
     mode large images are rendered in chunks. Layer noise and ray samples are random in both, unless told otherwise.
 
     Args:
-        z_dim, c_dim, w_dim: sizes of latent, class vector (0: unconditional) and style.
-        img_resolution: side of the pictures in pixels.
+        backbone: makes the planes, three times F channels.
+        mlp: the field's; F features to colour and density.
+        mapping: makes the backbone's styles.
         render_options: how rays are rendered; change single values per call with `dataclasses.replace`.
-        patch_resolution: side of what is rendered when patch parameters are given; None: img_resolution.
+        img_resolution: side of the pictures in pixels.
+        patch_resolution: side of what is rendered when patch parameters are given.
         cube_scale: half side of the scene cube in world units.
-        plane_resolution, plane_features: size of the three planes and channels of each.
-        mlp_layers, mlp_hidden_dim: the field's MLP, at least 2 layers.
         density_noise_std: of raw densities in training, until `set_progress` changes it.
         depth_adaptor, camera_adaptor: None where training does without them.
-        map_depth: mapping layers.
-        camera_encoding, camera_dropout, mean_camera: see `MappingNetwork`.
-        backbone_options: widths, noise and precision, see `SynthesisNetwork`.
     """
-
-    img_channels = 3
 
     def __init__(
         self,
-        z_dim: int,
-        c_dim: int,
-        w_dim: int,
-        img_resolution: int,
+        backbone: SynthesisNetwork,
+        mlp: FieldMLP,
+        mapping: MappingNetwork,
         render_options: RenderOptions,
         *,
-        patch_resolution: int | None = None,
+        img_resolution: int,
+        patch_resolution: int,
         cube_scale: float = 0.5,
-        plane_resolution: int = 512,
-        plane_features: int = 32,
-        mlp_layers: int = 2,
-        mlp_hidden_dim: int = 64,
         density_noise_std: float = 1.0,
         depth_adaptor: DepthAdaptor | None = None,
         camera_adaptor: CameraAdaptor | None = None,
-        map_depth: int = 2,
-        camera_encoding: CameraEncoding | None = None,
-        camera_dropout: float = 0.0,
-        mean_camera: Sequence[float] | None = None,
-        **backbone_options,
     ):
         super().__init__()
-        if mlp_layers < 2:
-            raise ValueError(f"the field's MLP needs at least 2 layers, not {mlp_layers}")
-        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
-        self.img_resolution, self.patch_resolution = img_resolution, patch_resolution or img_resolution
+        self.z_dim, self.c_dim, self.w_dim = mapping.z_dim, mapping.c_dim, mapping.w_dim
+        self.num_ws, self.plane_features = backbone.num_ws, backbone.img_channels // 3
+        self.img_resolution, self.patch_resolution = img_resolution, patch_resolution
         self.render_options = render_options
         self.cube_scale = cube_scale
-        self.plane_features = plane_features
         self.density_noise_std = density_noise_std
-        backbone = SynthesisNetwork(w_dim, plane_resolution, 3 * plane_features, **backbone_options)
-        self.num_ws = backbone.num_ws
-        parts = {
-            "tri_plane_decoder": backbone,
-            "tri_plane_mlp": FieldMLP(plane_features, mlp_hidden_dim, self.img_channels + 1, mlp_layers),
-        }
+        self.synthesis = nn.ModuleDict({"tri_plane_decoder": backbone, "tri_plane_mlp": mlp})
         if depth_adaptor is not None:
-            parts["depth_adaptor"] = depth_adaptor
+            self.synthesis["depth_adaptor"] = depth_adaptor
         if camera_adaptor is not None:
-            parts["camera_adaptor"] = camera_adaptor
-        self.synthesis = nn.ModuleDict(parts)
-        self.mapping = MappingNetwork(
-            z_dim,
-            c_dim,
-            w_dim,
-            self.num_ws,
-            num_layers=map_depth,
-            camera_encoding=camera_encoding,
-            camera_dropout=camera_dropout,
-            mean_camera=mean_camera,
-        )
+            self.synthesis["camera_adaptor"] = camera_adaptor
+        self.mapping = mapping
+
+    @property
+    def backbone(self) -> SynthesisNetwork:
+        return cast(SynthesisNetwork, self.synthesis["tri_plane_decoder"])
+
+    @property
+    def mlp(self) -> FieldMLP:
+        return cast(FieldMLP, self.synthesis["tri_plane_mlp"])
 
     @property
     def depth_adaptor(self) -> DepthAdaptor | None:
@@ -181,12 +158,11 @@ class Generator(nn.Module):
             ws: styles.
             noise_mode: `random` (training, metrics), `const` (videos, geometry) or `none`.
             generator: source of the layer noise.
-            noise: unit-normal maps by layer name, instead of random ones; see `SynthesisNetwork`.
+            noise: instead of what mode and generator make, see `SynthesisNetwork.noise_maps`.
         """
-        backbone = self.synthesis["tri_plane_decoder"]
-        if generator is not None and noise_mode == "random":
-            noise = {**backbone.draw_noise(len(ws), generator), **(noise or {})}
-        planes = backbone(ws, noise_mode=noise_mode, noise=noise)
+        if noise is None:
+            noise = self.backbone.noise_maps(len(ws), noise_mode, generator)
+        planes = self.backbone(ws, noise)
         return planes.unflatten(1, (3, self.plane_features))
 
     def field(self, planes: Tensor, marcher: str | None = None) -> Field:
@@ -198,7 +174,7 @@ class Generator(nn.Module):
             in [0, 1]. Outside the cube the planes fade to zero features.
         """
         marcher = marcher or self.render_options.marcher
-        mlp = self.synthesis["tri_plane_mlp"]
+        mlp = self.mlp
 
         def query(points: Tensor) -> tuple[Tensor, Tensor]:
             batch, count = points.shape[:2]
@@ -283,29 +259,3 @@ class Generator(nn.Module):
         """`render(synthesize_planes(ws), camera)`; see both for the arguments."""
         planes = self.synthesize_planes(ws, noise_mode=noise_mode, generator=generator, noise=noise)
         return self.render(planes, camera, generator=generator, **render_arguments)
-
-    def forward(
-        self,
-        z: Tensor,
-        c: Tensor | None,
-        camera: Camera,
-        *,
-        camera_angles: Tensor | None = None,
-        truncation_psi: float = 1.0,
-        truncation_cutoff: int | None = None,
-        update_w_avg: bool = False,
-        **synthesis_arguments,
-    ) -> GeneratorOutput:
-        """`synthesize(mapping(z, c, camera_angles), camera)`; see both for the arguments.
-
-        The cameras are used as given: posterior ones come from `adapt_camera`.
-        """
-        ws = self.mapping(
-            z,
-            c,
-            camera_angles,
-            truncation_psi=truncation_psi,
-            truncation_cutoff=truncation_cutoff,
-            update_w_avg=update_w_avg,
-        )
-        return self.synthesize(ws, camera, **synthesis_arguments)

@@ -33,11 +33,6 @@ def channels_at(resolution: int, cbase: int, cmax: int, fmaps: float = 1.0) -> i
     return channels
 
 
-def low_precision_from(resolution: int, num_resolutions: int) -> int:
-    """Lowest resolution that runs in low precision when the `num_resolutions` highest do; never below 8."""
-    return max(2 ** (int(math.log2(resolution)) + 1 - num_resolutions), 8)
-
-
 def compute_dtype(weight: torch.Tensor, low_precision: torch.dtype | None) -> torch.dtype:
     """The type a block computes in: its low precision where the device is made for it, or the weights' own.
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from threedgp.models.layers import (
     Conv2dLayer,
@@ -19,9 +18,8 @@ from threedgp.models.layers import (
     channels_at,
     compute_dtype,
     default_filter,
-    low_precision_from,
 )
-from threedgp.models.mapping import CameraEncoding, MappingNetwork
+from threedgp.models.mapping import MappingNetwork
 from threedgp.ops.activation import bias_act
 from threedgp.ops.fir import upsample2d
 from threedgp.ops.modulated_conv import modulated_conv2d, modulated_conv2d_act
@@ -31,27 +29,11 @@ NoiseMode = Literal["random", "const", "none"]
 Architecture = Literal["skip", "orig", "resnet"]
 
 
-@dataclass(frozen=True)
-class Noise:
-    """What the synthesis layers add: unit-normal maps times each layer's learned strength.
-
-    Attributes:
-        mode: `random` draws afresh, `const` takes the layer's stored map, `none` adds nothing.
-        draws: maps by layer name ("b8.conv0"), [B, 1, r, r] or [r, r], that replace random draws.
-    """
-
-    mode: NoiseMode = "random"
-    draws: Mapping[str, torch.Tensor] | None = None
-
-    def draw(self, name: str, batch: int, resolution: int, like: torch.Tensor) -> torch.Tensor:
-        """Unit-normal map for the layer `name`, [B, 1, r, r]."""
-        if self.draws is not None and name in self.draws:
-            return self.draws[name].to(like)
-        return torch.randn((batch, 1, resolution, resolution), device=like.device).to(like)
-
-
 class SynthesisLayer(nn.Module):
     """Modulated 3×3 convolution, noise, bias, lrelu: [B, in, r/up, r/up], [B, w_dim] -> [B, out, r, r]."""
+
+    resample_filter: Tensor | None
+    noise_const: Tensor
 
     def __init__(
         self,
@@ -60,41 +42,32 @@ class SynthesisLayer(nn.Module):
         w_dim: int,
         resolution: int,
         *,
-        kernel_size: int = 3,
         up: int = 1,
         use_noise: bool = True,
         conv_clamp: float | None = None,
     ):
         super().__init__()
         self.resolution, self.up, self.use_noise, self.conv_clamp = resolution, up, use_noise, conv_clamp
-        self.padding = kernel_size // 2
         self.register_buffer("resample_filter", default_filter(up > 1), persistent=False)
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size).normal_())
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3).normal_())
         if use_noise:
             self.register_buffer("noise_const", torch.randn(resolution, resolution))
             self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
-    def forward(
-        self, x: torch.Tensor, w: torch.Tensor, noise: Noise | None = None, *, name: str = "", gain: float = 1.0
-    ) -> torch.Tensor:
-        """`noise` None adds none; `name` finds the layer's map among injected draws; `gain` scales output and clamp."""
-        noise_map = None
-        if self.use_noise and noise is not None and noise.mode == "random":
-            noise_map = noise.draw(name, len(x), self.resolution, self.noise_const) * self.noise_strength
-        elif self.use_noise and noise is not None and noise.mode == "const":
-            noise_map = self.noise_const * self.noise_strength
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None, gain: float = 1.0) -> Tensor:
+        """`noise`: unit-normal map, [B, 1, r, r] or [r, r]; None adds none. `gain` scales output and clamp."""
         return modulated_conv2d_act(
             x,
             self.weight,
             self.affine(w),
             self.bias,
-            noise_map,
+            None if noise is None else noise.to(self.noise_const) * self.noise_strength,
             gain=math.sqrt(2) * gain,
             clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
             up=self.up,
-            padding=self.padding,
+            padding=1,
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,
         )
@@ -111,7 +84,7 @@ class ToRGB(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 1, 1).normal_())
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
         x = modulated_conv2d(x, self.weight, self.affine(w) * self.style_gain, demodulate=False)
         return bias_act(x, self.bias, clamp=self.conv_clamp)
 
@@ -145,8 +118,7 @@ class SynthesisBlock(nn.Module):
         low_precision: torch.dtype | None = None,
     ):
         super().__init__()
-        self.in_channels, self.resolution, self.architecture = in_channels, resolution, architecture
-        self.low_precision = low_precision
+        self.resolution, self.low_precision = resolution, low_precision
         self.register_buffer("resample_filter", default_filter(in_channels > 0), persistent=False)
         options = {"use_noise": use_noise, "conv_clamp": conv_clamp}
         if in_channels == 0:
@@ -164,24 +136,20 @@ class SynthesisBlock(nn.Module):
         self.num_styles = self.num_conv + (self.torgb is not None)
 
     def forward(
-        self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, noise: Noise | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
         """`x` [B, in, r/2, r/2], `img` [B, C, r/2, r/2] or None, `ws` [B, num_styles, w_dim] -> x, img at r."""
         dtype = compute_dtype(self.conv1.weight, self.low_precision)
         styles = iter(ws.unbind(dim=1))
-        name = f"b{self.resolution}"
-        if self.in_channels == 0:
-            x = self.const.to(dtype).expand(len(ws), -1, -1, -1)
-            x = self.conv1(x, next(styles), noise, name=f"{name}.conv1")
-        elif self.skip is not None:
-            x = x.to(dtype)
-            y = self.skip(x, gain=math.sqrt(0.5))
-            x = self.conv0(x, next(styles), noise, name=f"{name}.conv0")
-            x = y + self.conv1(x, next(styles), noise, name=f"{name}.conv1", gain=math.sqrt(0.5))
+        noise0, noise1 = (noise.get(f"b{self.resolution}.{name}") for name in ("conv0", "conv1"))
+        if x is None:
+            x = self.conv1(self.const.to(dtype).expand(len(ws), -1, -1, -1), next(styles), noise1)
         else:
-            x = self.conv0(x.to(dtype), next(styles), noise, name=f"{name}.conv0")
-            x = self.conv1(x, next(styles), noise, name=f"{name}.conv1")
-
+            x = x.to(dtype)
+            y = None if self.skip is None else self.skip(x, gain=math.sqrt(0.5))
+            x = self.conv0(x, next(styles), noise0)
+            x = self.conv1(x, next(styles), noise1, gain=1.0 if y is None else math.sqrt(0.5))
+            x = x if y is None else y + x
         if img is not None:
             img = upsample2d(img, self.resample_filter)
         if self.torgb is not None:
@@ -201,9 +169,8 @@ class SynthesisNetwork(nn.Module):
         architecture: `skip` (default), `orig` or `resnet`.
         use_noise: layers have noise inputs.
         conv_clamp: largest absolute activation; None does not clamp.
-        low_precision: type of the highest resolutions, float16 (GPUs only) or bfloat16; None computes all in the
+        low_precision: type of the resolutions from 8 on, float16 (GPUs only) or bfloat16; None computes all in the
             weights' type.
-        num_low_precision: how many resolutions that are; blocks below 8×8 never are.
     """
 
     def __init__(
@@ -219,14 +186,10 @@ class SynthesisNetwork(nn.Module):
         use_noise: bool = True,
         conv_clamp: float | None = None,
         low_precision: torch.dtype | None = None,
-        num_low_precision: int = 4,
     ):
         super().__init__()
-        if img_resolution < 4 or img_resolution & (img_resolution - 1):
-            raise ValueError(f"the resolution must be a power of two from 4 on, got {img_resolution}")
-        self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
+        self.img_resolution, self.img_channels = img_resolution, img_channels
         self.block_resolutions = [2**i for i in range(2, int(math.log2(img_resolution)) + 1)]
-        low_from = low_precision_from(img_resolution, num_low_precision)
         in_channels = 0
         for r in self.block_resolutions:
             out_channels = channels_at(r, cbase, cmax, fmaps)
@@ -240,7 +203,7 @@ class SynthesisNetwork(nn.Module):
                 architecture=architecture,
                 use_noise=use_noise,
                 conv_clamp=conv_clamp,
-                low_precision=low_precision if r >= low_from else None,
+                low_precision=low_precision if r >= 8 else None,
             )
             self.add_module(f"b{r}", block)
             in_channels = out_channels
@@ -250,48 +213,34 @@ class SynthesisNetwork(nn.Module):
     def block(self, resolution: int) -> SynthesisBlock:
         return getattr(self, f"b{resolution}")
 
-    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        """Unit-normal maps [B, 1, r, r] for all layers by name, in the layers' order.
+    def noise_maps(self, batch: int, mode: NoiseMode, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Unit-normal maps for all layers by name ("b8.conv0"), in the layers' order.
 
         Args:
             batch: samples.
-            generator: source; None is torch's global one.
+            mode: `random` draws [batch, 1, r, r] (training, metrics), `const` takes the stored maps [r, r] (videos,
+                geometry), `none` takes none.
+            generator: source of the draws; None is torch's global one.
         """
         maps = {}
-        for r in self.block_resolutions:
-            for name in ("conv0", "conv1"):
-                layer = getattr(self.block(r), name, None)
-                if layer is not None and layer.use_noise:
-                    device = layer.noise_const.device if generator is None else generator.device
-                    drawn = torch.randn(batch, 1, r, r, device=device, generator=generator)
-                    maps[f"b{r}.{name}"] = drawn.to(layer.noise_const)
+        for name, layer in self.named_modules():
+            if mode == "none" or not isinstance(layer, SynthesisLayer) or not layer.use_noise:
+                continue
+            maps[name] = layer.noise_const
+            if mode == "random":
+                device = layer.noise_const.device if generator is None else generator.device
+                shape = (batch, 1, layer.resolution, layer.resolution)
+                maps[name] = torch.randn(shape, device=device, generator=generator).to(layer.noise_const)
         return maps
 
-    def forward(
-        self,
-        ws: torch.Tensor,
-        *,
-        noise_mode: NoiseMode = "random",
-        noise: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Synthesise.
-
-        Args:
-            ws: [B, num_ws, w_dim].
-            noise_mode: `random` (training, metrics), `const` (videos, geometry) or `none`.
-            noise: unit-normal maps by layer name ("b8.conv0"), [B, 1, r, r] or [r, r], instead of random draws; see
-                `draw_noise`.
-
-        Returns:
-            [B, img_channels, R, R], not clamped.
-        """
-        source = Noise(noise_mode, noise)
+    def forward(self, ws: Tensor, noise: Mapping[str, Tensor] | None = None) -> Tensor:
+        """[B, num_ws, w_dim] -> [B, img_channels, R, R], not clamped, with the noise of `noise_maps`; None: without."""
         ws = ws.to(self.block(4).const.dtype)
         x = img = None
         first = 0
         for r in self.block_resolutions:
             block = self.block(r)
-            x, img = block(x, img, ws[:, first : first + block.num_styles], source)
+            x, img = block(x, img, ws[:, first : first + block.num_styles], noise or {})
             first += block.num_conv
         return img
 
@@ -300,85 +249,38 @@ class StyleGAN2Generator(nn.Module):
     """The 2D baseline: mapping and synthesis network. Cameras are accepted as a condition only.
 
     Args:
-        z_dim, c_dim, w_dim: sizes of latent, class vector and style.
-        img_resolution, img_channels: output.
-        patch_resolution: side of the patches cut out when patch parameters are given; None for no patches.
-        map_depth: mapping layers.
-        camera_encoding, camera_dropout, mean_camera: see `MappingNetwork`.
-        synthesis_options: see `SynthesisNetwork`.
+        synthesis: makes the pictures.
+        mapping: makes its styles.
+        patch_resolution: side of the patches cut out when patch parameters are given.
     """
 
-    def __init__(
-        self,
-        z_dim: int,
-        c_dim: int,
-        w_dim: int,
-        img_resolution: int,
-        img_channels: int = 3,
-        *,
-        patch_resolution: int | None = None,
-        map_depth: int = 2,
-        camera_encoding: CameraEncoding | None = None,
-        camera_dropout: float = 0.0,
-        mean_camera: tuple[float, ...] | None = None,
-        **synthesis_options,
-    ):
+    def __init__(self, synthesis: SynthesisNetwork, mapping: MappingNetwork, *, patch_resolution: int):
         super().__init__()
-        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
-        self.img_resolution, self.img_channels = img_resolution, img_channels
+        self.synthesis, self.mapping = synthesis, mapping
+        self.z_dim, self.c_dim, self.w_dim = mapping.z_dim, mapping.c_dim, mapping.w_dim
+        self.num_ws, self.img_resolution = synthesis.num_ws, synthesis.img_resolution
         self.patch_resolution = patch_resolution
-        self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, **synthesis_options)
-        self.num_ws = self.synthesis.num_ws
-        self.mapping = MappingNetwork(
-            z_dim,
-            c_dim,
-            w_dim,
-            self.num_ws,
-            num_layers=map_depth,
-            camera_encoding=camera_encoding,
-            camera_dropout=camera_dropout,
-            mean_camera=mean_camera,
-        )
 
     def set_progress(self, density_noise_std: float, depth_progress: float) -> None:
         """Nothing in a 2D generator follows a schedule; here so that all generators are trained alike."""
 
     def synthesize(
         self,
-        ws: torch.Tensor,
+        ws: Tensor,
         *,
-        patch_scales: torch.Tensor | None = None,
-        patch_offsets: torch.Tensor | None = None,
+        patch_scales: Tensor | None = None,
+        patch_offsets: Tensor | None = None,
         noise_mode: NoiseMode = "random",
         generator: torch.Generator | None = None,
-        noise: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Image [B, 3, R, R], or its patches [B, 3, p, p] when scales and offsets [B, 2] are given."""
-        if generator is not None and noise_mode == "random":
-            noise = {**self.synthesis.draw_noise(len(ws), generator), **(noise or {})}
-        img = self.synthesis(ws, noise_mode=noise_mode, noise=noise)
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Image [B, 3, R, R], or its patches [B, 3, p, p] when scales and offsets [B, 2] are given.
+
+        `noise` is instead of what mode and generator make, see `SynthesisNetwork.noise_maps`.
+        """
+        if noise is None:
+            noise = self.synthesis.noise_maps(len(ws), noise_mode, generator)
+        img = self.synthesis(ws, noise)
         if patch_scales is None:
             return img
         return sample_patches(img, patch_scales, patch_offsets, self.patch_resolution)
-
-    def forward(
-        self,
-        z: torch.Tensor,
-        c: torch.Tensor | None = None,
-        camera_angles: torch.Tensor | None = None,
-        *,
-        truncation_psi: float = 1.0,
-        truncation_cutoff: int | None = None,
-        update_w_avg: bool = False,
-        **synthesis_options,
-    ) -> torch.Tensor:
-        """`synthesize(mapping(z, c, camera_angles))`; see both for the arguments."""
-        ws = self.mapping(
-            z,
-            c,
-            camera_angles,
-            truncation_psi=truncation_psi,
-            truncation_cutoff=truncation_cutoff,
-            update_w_avg=update_w_avg,
-        )
-        return self.synthesize(ws, **synthesis_options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,52 +18,34 @@ from torch import Tensor
 PATH_LENGTH_DECAY = 0.01  # share of the newest batch in the running mean of path lengths
 
 
-# ---------------------------------------------------------------------------------------------------------- adversarial
+Adversarial = Literal["non_saturating", "hinge", "relativistic"]
 
 
-def generator_loss(kind: str, fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """What the generator minimises, [B].
+def generator_loss(kind: Adversarial, fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """What the generator minimises, [B]: softplus(−f), for the hinge −f, for `relativistic` softplus(r − f).
 
     Args:
-        kind: `non_saturating`: softplus(−f); `hinge`: −f; `relativistic`: softplus(r − f), the pair being real and
-            fake sample of the same row.
+        kind: which loss.
         fake: logits f [B].
-        real: logits r [B], for `relativistic` only.
+        real: logits r [B] of the reals that the fakes are compared with, for `relativistic` only.
     """
-    if kind == "non_saturating":
-        return F.softplus(-fake)
     if kind == "hinge":
         return -fake
-    if kind == "relativistic" and real is not None:
-        return F.softplus(real - fake)
-    raise ValueError(f"unknown adversarial loss {kind!r}")
+    return F.softplus(-fake if real is None else real - fake)
 
 
-def discriminator_fake_loss(kind: str, fake: Tensor, clamp: float = math.inf) -> Tensor:
-    """The discriminator's loss on fakes, [B]: softplus(max(f, −clamp)) or the hinge relu(1 + f), which has no clamp."""
-    if kind == "non_saturating":
-        return F.softplus(fake.clamp(min=-clamp))
-    if kind == "hinge":
-        return F.relu(1.0 + fake)
-    raise ValueError(f"the {kind!r} loss has no separate term for fakes")
+def discriminator_loss(kind: Adversarial, fake: Tensor, real: Tensor, clamp: float = math.inf) -> Tensor:
+    """What the discriminator minimises, [B].
 
-
-def discriminator_real_loss(kind: str, real: Tensor, clamp: float = math.inf) -> Tensor:
-    """The discriminator's loss on reals, [B]: softplus(−min(r, clamp)) or the hinge relu(1 − r)."""
-    if kind == "non_saturating":
-        return F.softplus(-real.clamp(max=clamp))
-    if kind == "hinge":
-        return F.relu(1.0 - real)
-    raise ValueError(f"the {kind!r} loss has no separate term for reals")
-
-
-def relativistic_discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
-    """softplus(f − r) per pair, [B] (arXiv 2501.05441, Eq. 2 with f(t) = −log(1 + e^−t)).
-
-    Every fake is judged against a real, so no mode can be dropped without a penalty. Convergence needs the zero-centred
-    gradient penalty on reals (R1) and on fakes (R2) alike.
+    `non_saturating`: softplus(max(f, −clamp)) + softplus(−min(r, clamp)). `hinge`: relu(1 + f) + relu(1 − r).
+    `relativistic`: softplus(f − r) per pair (arXiv 2501.05441, Eq. 2 with f(t) = −log(1 + e^−t)): every fake is judged
+    against a real, so no mode can be dropped without a penalty. It converges only with R1 and R2 alike.
     """
-    return F.softplus(fake - real)
+    if kind == "hinge":
+        return F.relu(1.0 + fake) + F.relu(1.0 - real)
+    if kind == "relativistic":
+        return F.softplus(fake - real)
+    return F.softplus(fake.clamp(min=-clamp)) + F.softplus(-real.clamp(max=clamp))
 
 
 def gradient_penalties(logits: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
@@ -73,9 +56,6 @@ def gradient_penalties(logits: Sequence[Tensor], images: Sequence[Tensor]) -> li
     """
     gradients = torch.autograd.grad([values.sum() for values in logits], images, create_graph=True)
     return [gradient.square().flatten(1).sum(dim=1) for gradient in gradients]
-
-
-# ---------------------------------------------------------------------------------------------------------- path length
 
 
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
@@ -100,22 +80,15 @@ def path_length_penalty(lengths: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     return (lengths - new_mean).square(), new_mean
 
 
-# --------------------------------------------------------------------------------------------------------- distillation
+def distillation_distance(kind: Literal["l2", "kl"], predicted: Tensor, teacher: Tensor) -> Tensor:
+    """Distance [B] between predicted and true embedding [B, E].
 
-
-def distillation_distance(kind: str, predicted: Tensor, teacher: Tensor) -> Tensor:
-    """Distance between predicted and true embedding, [B].
-
-    Args:
-        kind: `l2`: Euclidean, not squared; `kl`: divergence of softmax(predicted) from softmax(teacher).
-        predicted, teacher: [B, E].
+    `l2`: Euclidean, not squared; `kl`: divergence of softmax(predicted) from softmax(teacher).
     """
     if kind == "l2":
         return torch.linalg.vector_norm(predicted - teacher, dim=1)
-    if kind == "kl":
-        target = F.log_softmax(teacher, dim=1)
-        return (target.exp() * (target - F.log_softmax(predicted, dim=1))).sum(dim=1)
-    raise ValueError(f"unknown distillation distance {kind!r}")
+    target = F.log_softmax(teacher, dim=1)
+    return (target.exp() * (target - F.log_softmax(predicted, dim=1))).sum(dim=1)
 
 
 def patch_weights(scales: Tensor) -> Tensor:

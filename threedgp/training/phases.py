@@ -39,15 +39,8 @@ Augment = Callable[[Tensor, Draws], Tensor]
 
 @dataclass
 class Setup:
-    """What the phases of one iteration share.
-
-    Attributes:
-        profile: resolved.
-        generator, discriminator: the networks.
-        values: scheduled values of this iteration.
-        path_length_mean: running mean of path lengths, a scalar.
-        augment: changes what the discriminator sees, see `discriminator_augment`.
-        gamma_factor: multiplies the gradient penalty's weight (raised for a while after a divergence).
+    """What the phases of one iteration share: `path_length_mean` is a running mean, a scalar; `augment` changes what
+    the discriminator sees; `gamma_factor` multiplies the gradient penalty's weight (raised after a divergence).
     """
 
     profile: Profile
@@ -77,11 +70,8 @@ class RealBatch:
 
 @dataclass
 class PhaseResult:
-    """What a phase reports of one micro-batch.
-
-    Attributes:
-        stats: detached values by name, of any shape; their mean and deviation are worth logging.
-        means: batch means that enter running means: `w` [w_dim], `path_length` (scalar).
+    """What a phase reports of one micro-batch: values to log by name, detached and of any shape, and batch means that
+    enter running means: `w` [w_dim], `path_length` (scalar).
     """
 
     stats: dict[str, Tensor] = field(default_factory=dict)
@@ -160,12 +150,10 @@ def discriminator_augment(profile: Profile, controller: AugmentController) -> Au
     return None
 
 
-@torch.no_grad()
 def update_running_means(setup: Setup, means: dict[str, Tensor]) -> None:
     """Enter batch means, averaged over micro-batches and processes, into the running means of the networks."""
-    mapping = setup.generator.mapping
-    if "w" in means and mapping.w_avg_beta is not None:
-        mapping.w_avg.lerp_(means["w"], 1.0 - mapping.w_avg_beta)
+    if "w" in means:
+        setup.generator.mapping.update_w_avg(means["w"])
     if "path_length" in means:
         setup.path_length_mean.copy_(means["path_length"])
 
@@ -173,8 +161,7 @@ def update_running_means(setup: Setup, means: dict[str, Tensor]) -> None:
 # -------------------------------------------------------------------------------------------------- parts of all phases
 
 
-@dataclass(frozen=True)
-class GeneratorRun:
+class GeneratorRun(NamedTuple):
     """Fakes as the discriminator receives them: images [B, 3 or 4, p, p], the styles [B, num_ws, w_dim] and the
     posterior cameras they were made from.
     """
@@ -266,6 +253,10 @@ def run_D_on_both(
     return part(logits, 0), part(logits, 1), None if features is None else part(features, 1)
 
 
+def _fake_input(fake: GeneratorRun, fakes: Fakes, patches: PatchParams | None) -> DiscriminatorInput:
+    return DiscriminatorInput(fake.images, fakes.c, patches, fake.camera.angles)
+
+
 def _real_input(setup: Setup, real: RealBatch, patches: PatchParams | None) -> DiscriminatorInput:
     images = extract_patches(real.images, patches, setup.profile.training.patch.resolution)
     return DiscriminatorInput(images, real.labels, patches, real.angles)
@@ -293,7 +284,7 @@ def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) ->
     fakes = draws.fakes(batch, real.labels if paired else None)
     patches = draws.patches("fake", batch)
     fake = run_G(setup, fakes, draws, patches)
-    fake_logits, _ = run_D(setup, DiscriminatorInput(fake.images, fakes.c, patches, fake.camera.angles), draws)
+    fake_logits, _ = run_D(setup, _fake_input(fake, fakes, patches), draws)
     real_logits = None
     if paired:
         with torch.no_grad():
@@ -356,18 +347,14 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
         fake = run_G(setup, fakes, draws, patches)
         result.means["w"] = fake.ws[:, 0].mean(dim=0)
     distill = setup.values.distillation_weight > 0
-    shown_fake = DiscriminatorInput(fake.images, fakes.c, patches, fake.camera.angles)
+    shown_fake = _fake_input(fake, fakes, patches)
     if not paired:
         patches = draws.patches("real", batch)
     shown_real = _real_input(setup, real, patches)
     fake_logits, real_logits, features = run_D_on_both(setup, shown_fake, shown_real, draws, predict_features=distill)
     _scores(result.stats, "fake", fake_logits)
     _scores(result.stats, "real", real_logits)
-    if paired:
-        adversarial = losses.relativistic_discriminator_loss(fake_logits, real_logits)
-    else:
-        adversarial = losses.discriminator_fake_loss(loss.adversarial, fake_logits, loss.logits_clamp)
-        adversarial = adversarial + losses.discriminator_real_loss(loss.adversarial, real_logits, loss.logits_clamp)
+    adversarial = losses.discriminator_loss(loss.adversarial, fake_logits, real_logits, loss.logits_clamp)
     result.stats["Loss/D/loss"] = adversarial.detach()
     total = adversarial.mean()
     if features is not None:
@@ -393,7 +380,7 @@ def gradient_penalty_phase(setup: Setup, real: RealBatch, draws: Draws, gain: fl
         fakes = draws.fakes(batch, real.labels)
         with torch.no_grad():
             fake = run_G(setup, fakes, draws, patches)
-        shown_fake = DiscriminatorInput(fake.images.detach().requires_grad_(True), fakes.c, patches, fake.camera.angles)
+        shown_fake = _fake_input(fake._replace(images=fake.images.detach().requires_grad_(True)), fakes, patches)
         fake_logits, logits, _ = run_D_on_both(setup, shown_fake, shown, draws, twice=True)
         penalty, fake_penalty = losses.gradient_penalties([logits, fake_logits], [shown.images, shown_fake.images])
         result.stats["Loss/D/r2_penalty"] = fake_penalty.detach()
