@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -44,3 +46,13 @@ class NullProgress:
 
 
 NULL_PROGRESS = NullProgress()
+
+
+@contextmanager
+def bar(progress: Progress, label: str, total: int | None = None, unit: str = "images") -> Iterator[None]:
+    """Start a piece of work, and finish it however it ends."""
+    progress.start(label, total, unit)
+    try:
+        yield
+    finally:
+        progress.finish()

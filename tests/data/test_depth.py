@@ -15,9 +15,8 @@ from tests.data.photos import break_photos, contents, make_photos, run_and_kill
 from tests.pretrained.filled import filled
 from threedgp.data.depth import run_depth
 from threedgp.data.images import decode_depth, decode_image
-from threedgp.data.shards import run_shards
 from threedgp.data.source import open_source
-from threedgp.errors import DataError, ThreeDGPError, UsageError, WeightsError
+from threedgp.errors import UsageError, WeightsError
 from threedgp.pretrained.depth_estimators import EstimatorSpec, LeReSEstimator, choose_estimator
 from threedgp.pretrained.leres import LeReS, postprocess
 
@@ -82,23 +81,11 @@ def test_a_zip_gives_the_same_maps(estimated, tmp_path):
     }
 
 
-@pytest.mark.slow
-def test_several_processes_give_the_same_bytes(estimated):
+def test_several_gpus_give_the_same_bytes(estimated):
     root = estimated[0]
-    report = run_depth(root / "images", root / "sharded", SYNTHETIC, batch_size=4, gpus=2, jobs=1)
+    report = run_depth(root / "images", root / "shared", SYNTHETIC, device="cpu", batch_size=4, gpus=3, jobs=2)
     assert report.images == estimated[3].images
-    assert contents(root / "sharded") == contents(root / "depth")
-
-
-def test_an_error_in_a_shard_is_told_in_its_own_words(tmp_path):
-    job = {"source": str(tmp_path / "nowhere"), "target": "t", "spec": {"name": "synthetic"}, "device": "cpu"}
-    with pytest.raises(ThreeDGPError, match="nowhere does not exist"):
-        list(run_shards("threedgp.data.depth_worker", job, 2, tmp_path / "shards"))
-
-
-def test_a_shard_that_fails_without_a_word_is_told(tmp_path):
-    with pytest.raises(ThreeDGPError, match=r"ended with code 1.*Finished work is kept"):
-        list(run_shards("threedgp.no_such_module", {}, 1, tmp_path / "shards"))
+    assert contents(root / "shared") == contents(root / "depth")
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +170,6 @@ def test_a_full_disk_stops_the_stage_and_blames_no_photo(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("threedgp.data.journal.Recorder.write", full)
-        with pytest.raises(DataError, match="disk is full"):
+        with pytest.raises(OSError, match="No space left"):
             run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=2)
     assert run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=2).skipped == {}

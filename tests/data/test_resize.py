@@ -150,7 +150,7 @@ def test_broken_pictures_are_skipped_named_and_do_not_leave_their_depth(tmp_path
     assert report.skipped == {
         "cat/1.png": "the file is empty",
         "cat/2.jpg": "it has no depth map, though others of this set have one",
-        "cat/4.png": "its depth map is 30x30, the image 52x40",
+        "cat/4.png": "its depth map 4_depth.png is 30x30, the image 52x40",
         "cat/x_depth.jpg": "a name ending in _depth marks a depth map (as _depth.png); rename the image",
     }
     assert [name for name in contents(tmp_path / "out") if name.endswith(".png")] == [

@@ -300,4 +300,4 @@ def test_contact_sheets_that_cannot_be_drawn_stop_nothing(tmp_path):
     notes = Notes()
     report = run_select(tmp_path / "images", tmp_path / "chosen", keep=1, progress=notes, **OFFLINE)
     assert report.images == 2
-    assert any("could not be written" in note for note in notes.texts)
+    assert any("cannot be kept" in note for note in notes.texts)

@@ -13,6 +13,7 @@ from threedgp.data.depth import run_depth
 from threedgp.data.merge import merge
 from threedgp.data.resize import ResizeSettings, resize
 from threedgp.data.select import run_select
+from threedgp.data.source import open_source
 from threedgp.data.stage import Stage, outdated
 from threedgp.errors import DataError, UsageError
 from threedgp.pretrained.depth_estimators import EstimatorSpec
@@ -26,7 +27,7 @@ def folders(tmp_path):
 
 
 def run(source, output, names, arguments=None, broken=(), **options):
-    stage = Stage.begin("resize", source, output, arguments or {"size": 8}, **options)
+    stage = Stage.begin("resize", open_source(source), output, arguments or {"size": 8}, **options)
     for name in names:
         if name in broken:
             stage.skip(name, "the file is empty")
@@ -73,9 +74,9 @@ def test_other_arguments_are_refused_unless_overwritten(folders):
 def test_a_killed_run_with_other_arguments_leaves_nothing_to_trust(folders):
     source, output = folders
     run(source, output, ["a.png"])
-    Stage.begin("resize", source, output, {"size": 16}, overwrite=True)
+    Stage.begin("resize", open_source(source), output, {"size": 16}, overwrite=True)
     assert not (output / "a.png").exists()
-    assert Stage.begin("resize", source, output, {"size": 16}).resume
+    assert Stage.begin("resize", open_source(source), output, {"size": 16}).resume
 
 
 def test_foreign_folders_are_not_touched(folders):
@@ -112,7 +113,7 @@ def test_broken_files_above_the_limit_fail_at_the_end(folders):
 
 def test_an_unfinished_stage_is_no_input(folders):
     source, output = folders
-    Stage.begin("merge", source, output, {})
+    Stage.begin("merge", open_source(source), output, {})
     with pytest.raises(DataError, match="3dgp data merge"):
         run(output, source.parent / "next", ["a.png"])
     (source / "manifest.json").write_text("my own notes")
@@ -172,8 +173,9 @@ def test_two_runs_into_one_folder_are_kept_apart(folders):
     source, output = folders
     code = (
         "import sys, time\n"
+        "from threedgp.data.source import open_source\n"
         "from threedgp.data.stage import Stage\n"
-        "stage = Stage.begin('resize', sys.argv[1], sys.argv[2], {'size': 8})\n"
+        "stage = Stage.begin('resize', open_source(sys.argv[1]), sys.argv[2], {'size': 8})\n"
         "print('begun', flush=True)\n"
         "time.sleep(60)\n"
     )

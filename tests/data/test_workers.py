@@ -22,13 +22,13 @@ def test_parallel_streams_all_results(jobs):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "cannot be written")])
-def test_a_full_disk_is_a_sentence(jobs, number, words):
+def test_a_full_disk_comes_back_as_what_it_is(jobs):
     def fail_with(number):
         raise OSError(number, os.strerror(number), "/mnt/file.png")
 
-    with pytest.raises(DataError, match=rf"{words}.*/mnt/file.png"):
-        list(parallel(fail_with, [number] * 4, jobs=jobs))
+    with pytest.raises(OSError, match=r"/mnt/file\.png") as caught:
+        list(parallel(fail_with, [errno.ENOSPC] * 4, jobs=jobs))
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_killed_worker_is_a_sentence():

@@ -8,7 +8,7 @@ from typing import Literal
 from threedgp.cores import available_cores
 from threedgp.data.features import compute_features, find_or_build
 from threedgp.data.source import open_source
-from threedgp.data.stage import Stage, StageReport, plain_os_errors
+from threedgp.data.stage import Stage, StageReport
 from threedgp.errors import UsageError
 from threedgp.pretrained.names import canonical_name
 from threedgp.progress import NULL_PROGRESS, Progress
@@ -58,10 +58,9 @@ def run_embed(
         progress=progress,
     )  # fmt: skip
     manifest = f"{path.stem}_manifest.json"
-    stage = Stage("embed", Path(source), Path(output), {}, on_error, max_errors, progress, manifest=manifest)
-    with plain_os_errors():
-        stage.claim()
-    stage.skip_problems(images)
+    stage = Stage("embed", images, Path(output), {}, on_error, max_errors, progress=progress, manifest=manifest)
+    stage.claim()
+    stage.skip_problems()
     table = compute_features(
         images,
         path,

@@ -20,7 +20,6 @@ from threedgp.data.ahead import map_ahead
 from threedgp.data.images import decode_image, open_image
 from threedgp.data.resize import square_image
 from threedgp.data.source import ImageSource
-from threedgp.data.stage import plain_os_errors
 from threedgp.errors import DataError, ThreeDGPError
 from threedgp.files import append_json_line, atomic_open, read_json, read_json_lines, sha256_of, write_json
 from threedgp.pretrained.names import canonical_name
@@ -142,7 +141,7 @@ def compute_features(
             may raise to stop.
 
     Raises:
-        DataError: nothing could be decoded, the network returned NaN, or the disk is full.
+        DataError: nothing could be decoded, the network returned NaN.
     """
     if isinstance(found, FeatureTable):
         _report_finished(found, on_skip, progress)
@@ -157,10 +156,9 @@ def compute_features(
         "batch": batch_size,
     }
     mark = fingerprint(source)
-    with plain_os_errors():
-        work = _Partial(path, {**identity, "fingerprint": mark, "dim": extractor.dim}, len(names), batch_size)
-        _fill(work, source, extractor, square, jobs, on_skip, label, progress)
-        return work.publish(path, names, identity, mark)
+    work = _Partial(path, {**identity, "fingerprint": mark, "dim": extractor.dim}, len(names), batch_size)
+    _fill(work, source, extractor, square, jobs, on_skip, label, progress)
+    return work.publish(path, names, identity, mark)
 
 
 def _fill(

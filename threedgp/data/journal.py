@@ -11,18 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from threedgp.data.images import decode_usable_depth, write_bytes
 from threedgp.data.source import UNREADABLE, ImageSource, file_stamp, read_file
 from threedgp.errors import DataError
 from threedgp.files import append_json_line, atomic_open, read_json_lines
 
 JOURNAL = ".made.jsonl"
-
-Inputs = dict[str, tuple[ImageSource, str]]
-"""What a job reads: for each path, as seen from the stage's source, an image source and the name in it."""
 
 
 class Mark(NamedTuple):
@@ -33,51 +31,107 @@ class Mark(NamedTuple):
 
 
 class Made(NamedTuple):
-    """One finished job: marks of what it read, by label, and of what it wrote, by relative path."""
+    """One finished job: marks of what it read, by name in the source, and of what it wrote, by relative path."""
 
     sources: dict[str, Mark]
     targets: dict[str, Mark]
 
     def changed(self, source: ImageSource) -> list[str]:
-        """Inputs whose content is another now; labels are names as seen from the source. Missing ones do not count."""
+        """Inputs whose content is another now. Missing ones do not count."""
         return [
             name
             for name, mark in self.sources.items()
-            if (stamp := source.stamp(name)) != UNREADABLE
-            and _confirm(mark, stamp, lambda name=name: source.read(name)) is None
+            if source.stamp(name) != UNREADABLE and _confirm(mark, source.stamp(name), source.read, name) is None
         ]
 
 
-class Recorder:
-    """Reads a job's inputs and writes its outputs, and remembers the marks of both.
+class Job(NamedTuple):
+    """One image of a stage, with all that belongs to it: everything is written, or nothing.
 
-    Args:
-        inputs: see `Inputs`.
-        output: the stage's folder.
+    Attributes:
+        files: {target: source} of what is written, the image (or what stands for it) first.
+        before: how an earlier run made them.
     """
 
-    def __init__(self, inputs: Inputs, output: Path):
-        self.inputs, self.output = inputs, output
-        self.sources: dict[str, Mark] = {}
-        self.targets: dict[str, Mark] = {}
+    files: dict[str, str]
+    before: Made | None = None
 
-    def read(self, label: str) -> bytes:
+    @property
+    def name(self) -> str:
+        """The image in the source."""
+        return next(iter(self.files.values()))
+
+    def kept(self, source: ImageSource, output: Path) -> Made | None:
+        """How the targets were made, with today's stamps, if they and what they were made from are as they were."""
+        if self.before is None:
+            return None
+        now = Made({}, {})
+        for name, mark in self.before.sources.items():
+            if new := _confirm(mark, source.stamp(name), source.read, name):
+                now.sources[name] = new
+        for target, mark in self.before.targets.items():
+            if new := _confirm(mark, file_stamp(output / target), read_file, output / target):
+                now.targets[target] = new
+        same = now.sources.keys() == set(self.files.values()) and now.targets.keys() == self.files.keys()
+        return now if same else None
+
+
+class Outcome(NamedTuple):
+    """What became of a job: how it was made, or the reason why it was not, and whether the user asked for that."""
+
+    job: Job
+    made: Made | None = None
+    reason: str | None = None
+    dropped: bool = False
+
+
+class LeftOutError(DataError):
+    """The user asked for images like this one to be left out."""
+
+
+class Recorder:
+    """Reads a job's inputs and writes its outputs, and remembers the marks of both."""
+
+    def __init__(self, source: ImageSource, output: Path):
+        self.source, self.output = source, output
+        self.made = Made({}, {})
+
+    def read(self, name: str) -> bytes:
         """The whole input. Raises `DataError` with the reason when it cannot be read."""
-        source, name = self.inputs[label]
-        stamp = source.stamp(name)  # taken before, so that a change while it is read shows up later
-        data = source.read(name)
-        self.sources[label] = Mark(stamp, digest(data))
+        stamp = self.source.stamp(name)  # taken before, so that a change while it is read shows up later
+        data = self.source.read(name)
+        self.made.sources[name] = Mark(stamp, digest(data))
         return data
+
+    def read_depth(self, name: str, height: int, width: int) -> Any:
+        """The depth map, uint16 [height, width]. Raises `DataError` when it cannot be trained on."""
+        what = f"its depth map {name.rsplit('/', 1)[-1]}"
+        try:
+            depth = decode_usable_depth(self.read(name))
+        except DataError as error:
+            raise DataError(f"{what}: {error}") from None
+        if depth.shape != (height, width):
+            raise DataError(f"{what} is {depth.shape[1]}x{depth.shape[0]}, the image {width}x{height}")
+        return depth
 
     def write(self, target: str, data: bytes) -> None:
         """Write a whole file by atomic rename."""
         path = make_place(self.output, target)
-        with atomic_open(path) as file:
-            file.write(data)
-        self.targets[target] = Mark(file_stamp(path), digest(data))
+        write_bytes(path, data)
+        self.made.targets[target] = Mark(file_stamp(path), digest(data))
 
-    def made(self) -> Made:
-        return Made(self.sources, self.targets)
+
+def do_job(work: Callable[[Job, Recorder], None], source: ImageSource, output: Path, job: Job) -> Outcome:
+    """Let `work` read and write the files of a job, unless they still hold."""
+    made = job.kept(source, output)
+    if made is not None:
+        return Outcome(job, made)
+    files = Recorder(source, output)
+    try:
+        work(job, files)
+    except DataError as error:
+        return Outcome(job, None, str(error), isinstance(error, LeftOutError))
+    return Outcome(job, files.made)
 
 
 class Journal:
@@ -92,10 +146,14 @@ class Journal:
         """What earlier runs have noted; lines that a kill cut are passed over."""
         journal = cls(folder)
         for line in read_json_lines(journal.path):
-            made = parse_made(line)
+            made = _parse_made(line)
             if made is not None and made.targets:
                 journal.jobs[next(iter(made.targets))] = made
         return journal
+
+    def job(self, files: dict[str, str]) -> Job:
+        """The job of writing {target: source}, with what is known of it."""
+        return Job(files, self.jobs.get(next(iter(files))))
 
     def add(self, made: Made) -> None:
         """Note a finished job, if it is news."""
@@ -113,25 +171,6 @@ class Journal:
                 file.write(json.dumps(made._asdict(), ensure_ascii=False) + "\n")
 
 
-def still_holds(made: Made | None, inputs: Inputs, output: Path, targets: Iterable[str]) -> Made | None:
-    """The job with today's stamps if it read exactly these inputs and its targets are as it left them, else None."""
-    if made is None or made.sources.keys() != inputs.keys() or set(made.targets) != set(targets):
-        return None
-    sources, written = {}, {}
-    for label, (source, name) in inputs.items():
-        mark = _confirm(made.sources[label], source.stamp(name), lambda s=source, n=name: s.read(n))
-        if mark is None:
-            return None
-        sources[label] = mark
-    for target, old in made.targets.items():
-        path = output / target
-        mark = _confirm(old, file_stamp(path), lambda p=path: read_file(p))
-        if mark is None:
-            return None
-        written[target] = mark
-    return Made(sources, written)
-
-
 def make_place(output: Path, target: str) -> Path:
     """The path of a target whose folder now exists. Raises `DataError` where a link would lead out of the output."""
     path = output / target
@@ -146,24 +185,23 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _confirm(mark: Mark, stamp: str, read: Any) -> Mark | None:
+def relative(path: Path, folder: Path) -> str:
+    """`path` as seen from `folder`, with `/` between folders."""
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
+def _confirm(mark: Mark, stamp: str, read: Callable[[Any], bytes], what: Any) -> Mark | None:
+    """The mark with today's stamp if the content is still the same; looked at only if the stamp is another."""
     if stamp == mark.stamp:
         return mark
     try:
-        return Mark(stamp, mark.digest) if digest(read()) == mark.digest else None
+        return Mark(stamp, mark.digest) if digest(read(what)) == mark.digest else None
     except DataError:
         return None
 
 
-def parse_made(value: Any) -> Made | None:
-    """A `Made` from its JSON, as an object or as a list; None when it is none."""
+def _parse_made(value: Any) -> Made | None:
     try:
-        parts = value if isinstance(value, list) else [value[name] for name in Made._fields]
-        return Made(*({str(key): Mark(*map(str, mark)) for key, mark in part.items()} for part in parts))
+        return Made(*({str(k): Mark(*map(str, mark)) for k, mark in value[name].items()} for name in Made._fields))
     except (KeyError, TypeError, AttributeError):
         return None
-
-
-def relative(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder`, with `/` between folders."""
-    return os.path.relpath(path, folder).replace(os.sep, "/")

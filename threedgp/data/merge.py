@@ -6,14 +6,15 @@ styles) they come with, and only pairs of equal size go on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from threedgp.data.images import decode_usable_depth, encode_depth, image_size
-from threedgp.data.journal import Inputs, Made, Recorder, relative, still_holds
+from threedgp.data.images import encode_depth, image_size
+from threedgp.data.journal import Job, Recorder, relative
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.source import (
     DEPTH_ENDING,
@@ -25,12 +26,13 @@ from threedgp.data.source import (
     require_finished,
     stem_of,
 )
-from threedgp.data.stage import Stage, StageReport
-from threedgp.data.workers import Backend, parallel
+from threedgp.data.stage import Policy, Stage, StageReport
 from threedgp.errors import DataError, UsageError
 from threedgp.files import write_json
 from threedgp.pretrained.disparity import depth_of_disparity, quantize
-from threedgp.progress import NULL_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DepthIs = Literal["far-large", "near-large"]
 # Endings of depth maps after the image's stem, best first, in any case. A plain picture counts only in a folder of its
@@ -41,26 +43,13 @@ MARKED_ENDINGS = (
 PLAIN_ENDINGS = (".png", ".tif", ".tiff")
 
 
-class Pair(NamedTuple):
-    """One job: a photo, the depth map that was found for it, and how an earlier run made their copies."""
-
-    name: str
-    depth: Path
-    before: Made | None = None
-
-
 def merge(
     source: Path | str,
     depth: Path | str,
     output: Path | str,
     *,
     depth_is: DepthIs = "far-large",
-    on_error: Literal["skip", "fail"] = "skip",
-    max_errors: float | None = None,
-    overwrite: bool = False,
-    jobs: int | None = None,
-    backend: Backend = "loky",
-    progress: Progress = NULL_PROGRESS,
+    **policy: Unpack[Policy],
 ) -> StageReport:
     """Write each photo under its own name and its depth map as 16-bit `<stem>_depth.png` into `output`.
 
@@ -69,7 +58,7 @@ def merge(
             `.npy`).
         depth_is: which way round the maps are. `far-large`: larger is farther (LeReS, metric depth, `3dgp data depth`).
             `near-large`: larger is nearer (MiDaS, Depth-Anything); they are turned round, see `depth_of_disparity`.
-        output: folder to write. See `Stage.begin` for the other arguments.
+        output: folder to write.
 
     Returns:
         The report; `extra` counts `images_without_depth` and `depth_without_image`, `dropped` names them.
@@ -87,74 +76,51 @@ def merge(
     ours = (read_manifest(Path(depth)) or {}).get("stage") == "depth"
     if ours and depth_is != "far-large":
         raise UsageError(f"The maps in {depth} come from '3dgp data depth' and are far-large: drop --depth-is.")
-    pairs, unmatched, orphans = match(photos, Path(depth).absolute())
-    if not pairs:
+    maps, orphans = match(photos, Path(depth).absolute())
+    if not maps:
         raise DataError(
             f"None of the {len(photos.names)} images in {source} has a depth map in {depth}. A photo a/1.jpg needs "
             f"a depth map a/1_depth.png there."
         )
-    labels = read_labels(photos)
-    stage = Stage.begin(
-        "merge",
-        source,
-        output,
-        {"depth": relative(Path(depth), Path(output)), "depth_is": depth_is},
-        overwrite=overwrite,
-        on_error=on_error,
-        max_errors=max_errors,
-        progress=progress,
-    )
+    labels, unmatched = read_labels(photos), [name for name in photos.names if name not in maps]
+    arguments = {"depth": relative(Path(depth), Path(output)), "depth_is": depth_is}
+    stage = Stage.begin("merge", photos, output, arguments, **policy)
     stage.extra = {"images_without_depth": len(unmatched), "depth_without_image": len(orphans)}
     for what, names in (("images have no depth map", unmatched), ("depth maps have no image", orphans)):
         if names:
-            progress.note(f"{len(names)} {what} and are left out (first: {names[0]})")
+            stage.progress.note(f"{len(names)} {what} and are left out (first: {names[0]})")
     stage.dropped |= dict.fromkeys(unmatched, "it has no depth map")
-    stage.dropped |= {relative(Path(depth) / name, Path(source)): "no image belongs to this map" for name in orphans}
+    stage.dropped |= {relative(Path(depth) / name, photos.root): "no image belongs to this map" for name in orphans}
     if depth_is == "near-large":
-        progress.note(f"The maps in {depth} are taken as near-large (larger is nearer) and turned round.")
+        stage.progress.note(f"The maps in {depth} are taken as near-large (larger is nearer) and turned round.")
     elif not ours:
-        progress.note(
+        stage.progress.note(
             f"The maps in {depth} are taken as far-large: larger is farther. If larger is nearer there (MiDaS, "
             "Depth-Anything), add --depth-is near-large."
         )
-    progress.start("Merging", len(pairs) + len(photos.problems))
-    try:
-        maps = {relative(pair.depth, photos.root) for pair in pairs}
-        usable = set(stage.usable(photos, used=maps))
-        todo = (pair._replace(before=stage.journal.jobs.get(pair.name)) for pair in pairs if pair.name in usable)
-        work = partial(_merge_one, photos.without_names(), stage.output.absolute(), depth_is)
-        for pair, made in parallel(work, todo, jobs=jobs, backend=backend):
-            if isinstance(made, str):
-                stage.skip(pair.name, made)
-            else:
-                files = {pair.name: pair.name, depth_name_of(pair.name): relative(pair.depth, Path(depth))}
-                stage.done(files, made)
-    finally:
-        progress.finish()
+    stage.make("Merging", _plan(stage, maps), partial(_merge_one, depth_is))
     if labels is not None:
         write_json(stage.output / DATASET_JSON, labels.as_json(name for name in photos.names if name in stage.files))
     return stage.finish(total=stage.images + len(stage.skipped))
 
 
-def match(photos: FolderSource, depth: Path) -> tuple[list[Pair], list[str], list[str]]:
-    """Pairs in order, images without a depth map, and depth maps without an image (relative to the depth folder)."""
-    own_folder = depth.resolve() != photos.root.resolve()
+def match(photos: FolderSource, depth: Path) -> tuple[dict[str, str], list[str]]:
+    """Each image's depth map, as seen from the photos, and maps without an image, as seen from the depth folder."""
+    apart = depth.resolve() != photos.root.resolve()
     available = list_files(depth, lambda name: name.lower().endswith((".png", ".tif", ".tiff", ".npy")))
-    if not own_folder:
+    if not apart:
         available = sorted(set(available).difference(photos.names))
-    inside = _by_stem(available, MARKED_ENDINGS + PLAIN_ENDINGS if own_folder else MARKED_ENDINGS)
+    inside = _by_stem(available, MARKED_ENDINGS + PLAIN_ENDINGS if apart else MARKED_ENDINGS)
     beside = _by_stem([*photos.depth_names, *photos.left_out], MARKED_ENDINGS)
-    pairs, unmatched, used = [], [], set()
+    maps, used = {}, set()
     for name in photos.names:
         stem = stem_of(name)
         if stem in inside:
             used.add(inside[stem])
-            pairs.append(Pair(name, depth / inside[stem]))
+            maps[name] = relative(depth / inside[stem], photos.root)
         elif stem in beside:
-            pairs.append(Pair(name, photos.root.absolute() / beside[stem]))
-        else:
-            unmatched.append(name)
-    return pairs, unmatched, sorted(set(available) - used)
+            maps[name] = beside[stem]
+    return maps, sorted(set(available) - used)
 
 
 def _by_stem(files: list[str], endings: tuple[str, ...]) -> dict[str, str]:
@@ -165,30 +131,21 @@ def _by_stem(files: list[str], endings: tuple[str, ...]) -> dict[str, str]:
     return best
 
 
-def _merge_one(photos: FolderSource, output: Path, depth_is: DepthIs, pair: Pair) -> tuple[Pair, Made | str]:
-    """Copy one pair; returns how it was made, or the reason when it is not usable. Runs in a worker."""
-    depth = relative(pair.depth, photos.root)
-    inputs: Inputs = {pair.name: (photos, pair.name), depth: (photos, depth)}
-    made = still_holds(pair.before, inputs, output, (pair.name, depth_name_of(pair.name)))
-    if made is not None:
-        return pair, made
-    files = Recorder(inputs, output)
-    try:
-        photo = files.read(pair.name)
-        height, width = image_size(photo)
-    except DataError as error:
-        return pair, str(error)
-    try:
-        pixels = decode_usable_depth(files.read(depth))
-    except DataError as error:
-        return pair, f"its depth map {pair.depth.name}: {error}"
-    if pixels.shape != (height, width):
-        return pair, (
-            f"its depth map {pair.depth.name} is {pixels.shape[1]}x{pixels.shape[0]}, the image {width}x{height}"
-        )
+def _plan(stage: Stage, maps: dict[str, str]) -> Iterator[Job]:
+    for name in stage.usable(used=set(maps.values())):
+        if name in maps:
+            yield stage.journal.job({name: name, depth_name_of(name): maps[name]})
+        else:
+            stage.progress.advance()
+
+
+def _merge_one(depth_is: DepthIs, job: Job, files: Recorder) -> None:
+    """Copy one photo and bring its depth map into shape. Runs in a worker."""
+    target, depth_target = job.files
+    photo = files.read(job.name)
+    depth = files.read_depth(job.files[depth_target], *image_size(photo))
     if depth_is == "near-large":
-        turned = depth_of_disparity(pixels)
-        pixels = quantize(turned - turned.min() + np.float32(0.01))  # near 0, far 60000, as `3dgp data depth` stores it
-    files.write(pair.name, photo)
-    files.write(depth_name_of(pair.name), encode_depth(pixels))
-    return pair, files.made()
+        turned = depth_of_disparity(depth)
+        depth = quantize(turned - turned.min() + np.float32(0.01))  # near 0, far 60000, as `3dgp data depth` stores it
+    files.write(target, photo)
+    files.write(depth_target, encode_depth(depth))

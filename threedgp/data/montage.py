@@ -10,24 +10,25 @@ from threedgp.data.images import image_size, open_image
 from threedgp.data.source import ImageSource
 from threedgp.errors import DataError
 
+COLUMNS = 10
 CELL = 96
 GAP = 4
 LINE = 18
 PAPER, INK, SOFT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
 
 
-def draw_montage(source: ImageSource, title: str, rows: list[tuple[str, list[str]]], columns: int) -> bytes:
+def draw_montage(source: ImageSource, title: str, rows: list[tuple[str, list[str]]]) -> bytes:
     """Draw a contact sheet.
 
     Args:
         source: where the pictures are read from; unreadable ones become an empty frame.
         title: first line.
-        rows: (caption, names of at most `columns` pictures).
+        rows: (caption, names of at most 10 pictures).
 
     Returns:
         An encoded PNG.
     """
-    width = GAP + columns * (CELL + GAP)
+    width = GAP + COLUMNS * (CELL + GAP)
     height = LINE + 2 * GAP + len(rows) * (LINE + CELL + GAP)
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)

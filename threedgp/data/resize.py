@@ -12,32 +12,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from threedgp.data.images import (
-    decode_usable_depth,
-    encode_depth,
-    encode_image,
-    image_size,
-    open_image,
-)
-from threedgp.data.journal import Journal, Made, Recorder, still_holds
+from threedgp.data.images import encode_depth, encode_image, image_size, open_image
+from threedgp.data.journal import Job, LeftOutError, Recorder
 from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, choose_labels
-from threedgp.data.source import (
-    DEPTH_ENDING,
-    ImageSource,
-    depth_name_of,
-    open_source,
-    stem_of,
-)
-from threedgp.data.stage import Stage, StageReport, plain_os_errors
-from threedgp.data.workers import Backend, parallel
-from threedgp.errors import DataError, UsageError
+from threedgp.data.source import DEPTH_ENDING, depth_name_of, open_source, stem_of
+from threedgp.data.stage import Policy, Stage, StageReport
+from threedgp.errors import UsageError
 from threedgp.files import atomic_path, write_json
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.progress import NULL_PROGRESS, Progress, bar
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MAX_SIZE = 8192
 GREY_TOLERANCE = 2  # largest difference between channels that still counts as grey
@@ -70,27 +60,6 @@ class ResizeSettings:
     labels: str = "auto"
 
 
-class Job(NamedTuple):
-    """One image and, where the set has depth, its map: both are written, or neither. `before`: an earlier run's."""
-
-    name: str
-    target: str
-    depth: str | None
-    before: Made | None = None
-
-    def targets(self) -> list[str]:
-        return [self.target, depth_name_of(self.target)] if self.depth else [self.target]
-
-
-class Outcome(NamedTuple):
-    """What became of a job: how it was made, or a reason, and whether the user asked for that (dropped)."""
-
-    job: Job
-    reason: str | None = None
-    dropped: bool = False
-    made: Made | None = None
-
-
 def resize(
     source: Path | str,
     output: Path | str,
@@ -98,12 +67,7 @@ def resize(
     *,
     classes: list[str] | None = None,
     pack: bool = False,
-    on_error: Literal["skip", "fail"] = "skip",
-    max_errors: float | None = None,
-    overwrite: bool = False,
-    jobs: int | None = None,
-    backend: Backend = "loky",
-    progress: Progress = NULL_PROGRESS,
+    **policy: Unpack[Policy],
 ) -> StageReport:
     """Write every image of a folder or zip as `settings.size` squares, its depth map too, and the labels.
 
@@ -124,28 +88,12 @@ def resize(
     arguments = {**asdict(settings), "classes": classes}
     if settings.labels not in ("auto", "none"):
         arguments["labels"] = os.path.relpath(settings.labels, output)
-    stage = Stage.begin(
-        "resize",
-        source,
-        output,
-        arguments,
-        overwrite=overwrite,
-        on_error=on_error,
-        max_errors=max_errors,
-        progress=progress,
-    )
-    progress.start(f"Resizing to {settings.size}", len(found.names) + len(found.problems))
-    try:
-        todo = _plan(found, settings, _with_depth(found, stage), stage.journal)
-        work = partial(_resize_one, found.without_names(), stage.output.absolute(), settings)
-        for outcome in parallel(work, todo, jobs=jobs, backend=backend):
-            _record(stage, outcome)
-    finally:
-        progress.finish()
-    _write_labels(stage, found, labels, settings)
+    stage = Stage.begin("resize", found, output, arguments, **policy)
+    stage.make(f"Resizing to {settings.size}", _plan(stage, settings), partial(_resize_one, settings))
+    _write_labels(stage, labels, settings.size)
     report = stage.finish()
     if pack:
-        report.extra["zip"] = str(pack_zip(stage.output, Path(f"{stage.output}.zip"), progress=progress))
+        report.extra["zip"] = str(pack_zip(stage.output, Path(f"{stage.output}.zip"), progress=stage.progress))
     return report
 
 
@@ -197,101 +145,60 @@ def pack_zip(folder: Path, archive: Path, *, progress: Progress = NULL_PROGRESS)
     source = open_source(folder)
     extra = [name for name in (CLASSES_JSON, DATASET_JSON) if name in source]
     names = sorted([*source.names, *source.depth_names, *extra])
-    progress.start("Packing", len(names), "files")
-    try:
-        with plain_os_errors(), atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w") as target:
-            for name in names:
-                entry = zipfile.ZipInfo(name, ZIP_TIME)
-                entry.external_attr = 0o100644 << 16
-                target.writestr(entry, source.read(name))
-                progress.advance()
-    finally:
-        progress.finish()
+    packing = bar(progress, "Packing", len(names), "files")
+    with packing, atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w") as target:
+        for name in names:
+            entry = zipfile.ZipInfo(name, ZIP_TIME)
+            entry.external_attr = 0o100644 << 16
+            target.writestr(entry, source.read(name))
+            progress.advance()
     return archive
 
 
-def _with_depth(source: ImageSource, stage: Stage) -> set[str]:
-    """The usable images; those without a depth map are skipped if any image has one."""
-    maps, kept = set(source.depth_names), set()
-    for name in stage.usable(source):
+def _plan(stage: Stage, settings: ResizeSettings) -> Iterator[Job]:
+    """Jobs in discovery order; images without a depth map are skipped if any image has one."""
+    found, maps, usable = stage.found, set(stage.found.depth_names), set(stage.usable())
+    for number, name in enumerate(found.names):
+        if name not in usable:
+            continue
         if stem_of(name).endswith("_depth"):
             stage.skip(name, f"a name ending in _depth marks a depth map (as {DEPTH_ENDING}); rename the image")
         elif maps and depth_name_of(name) not in maps:
             stage.skip(name, "it has no depth map, though others of this set have one")
         else:
-            kept.add(name)
-    return kept
-
-
-def _plan(source: ImageSource, settings: ResizeSettings, usable: set[str], journal: Journal) -> Iterator[Job]:
-    """Jobs in discovery order."""
-    has_depth = bool(source.depth_names)
-    for number, name in enumerate(source.names):
-        if name in usable:
             folder = name.rpartition("/")[0]
             stem = f"{folder}/{number:08d}".lstrip("/") if settings.rename else stem_of(name)
-            target = f"{stem}.{settings.format}"
-            yield Job(name, target, depth_name_of(name) if has_depth else None, journal.jobs.get(target))
+            files = {f"{stem}.{settings.format}": name}
+            yield stage.journal.job(files | ({stem + DEPTH_ENDING: depth_name_of(name)} if maps else {}))
 
 
-def _record(stage: Stage, outcome: Outcome) -> None:
-    job = outcome.job
-    if outcome.reason is None:
-        files = {job.target: job.name}
-        if job.depth:
-            files[depth_name_of(job.target)] = job.depth
-        stage.done(files, outcome.made)
-    elif outcome.dropped:
-        stage.drop(job.name, outcome.reason)
-    else:
-        stage.skip(job.name, outcome.reason)
+def _resize_one(settings: ResizeSettings, job: Job, files: Recorder) -> None:
+    """Make one image and its depth map. Runs in a worker."""
+    data = files.read(job.name)
+    height, width = image_size(data)
+    if min(height, width) < settings.min_size:
+        raise LeftOutError(f"{width}x{height} is smaller than {settings.min_size} pixels")
+    size = settings.size
+    image = square_image_fast(data, size) if settings.fast else square_image(open_image(data), size)
+    if settings.drop_grey and is_grey(image):
+        raise LeftOutError("it has no colour")
+    target, *depth_target = job.files
+    depth = [files.read_depth(job.files[name], height, width) for name in depth_target]
+    files.write(target, encode_image(image, f".{settings.format}"))
+    for name, pixels in zip(depth_target, depth, strict=True):
+        files.write(name, encode_depth(square_depth(pixels, size)))
 
 
-def _resize_one(source: ImageSource, output: Path, settings: ResizeSettings, job: Job) -> Outcome:
-    """Make one image and its depth map, unless they are there. Runs in a worker."""
-    inputs = {name: (source, name) for name in (job.name, job.depth) if name}
-    made = still_holds(job.before, inputs, output, job.targets())
-    if made is not None:
-        return Outcome(job, made=made)
-    files = Recorder(inputs, output)
-    try:
-        data = files.read(job.name)
-        height, width = image_size(data)
-        if min(height, width) < settings.min_size:
-            return Outcome(job, f"{width}x{height} is smaller than {settings.min_size} pixels", dropped=True)
-        image = (
-            square_image_fast(data, settings.size) if settings.fast else square_image(open_image(data), settings.size)
-        )
-        if settings.drop_grey and is_grey(image):
-            return Outcome(job, "it has no colour", dropped=True)
-    except DataError as error:
-        return Outcome(job, str(error))
-    depth = None
-    if job.depth is not None:
-        try:
-            depth = decode_usable_depth(files.read(job.depth))
-        except DataError as error:
-            return Outcome(job, f"its depth map: {error}")
-        if depth.shape != (height, width):
-            return Outcome(job, f"its depth map is {depth.shape[1]}x{depth.shape[0]}, the image {width}x{height}")
-    files.write(job.target, encode_image(image, f".{settings.format}"))
-    if depth is not None:
-        files.write(depth_name_of(job.target), encode_depth(square_depth(depth, settings.size)))
-    return Outcome(job, made=files.made())
-
-
-def _write_labels(stage: Stage, source: ImageSource, labels: Labels, settings: ResizeSettings) -> None:
+def _write_labels(stage: Stage, labels: Labels, size: int) -> None:
     """dataset.json for the images that were written, under their new names, and classes.json."""
-    target_of = {origin: target for target, origin in stage.files.items() if not target.endswith(DEPTH_ENDING)}
-    renamed = Labels(None if labels.values is None else {}, labels.classes, {})
-    for name, target in target_of.items():
-        if labels.values is not None:
-            renamed.values[stem_of(target)] = labels.values[stem_of(name)]
-        if labels.angles:
-            renamed.angles[stem_of(target)] = labels.angles[stem_of(name)]
-    with plain_os_errors():
-        write_json(stage.output / DATASET_JSON, renamed.as_json(sorted(target_of.values()), settings.size))
-        if labels.classes is not None:
-            write_json(stage.output / CLASSES_JSON, labels.classes)
-        else:
-            (stage.output / CLASSES_JSON).unlink(missing_ok=True)
+    origins = {target: origin for target, origin in stage.files.items() if not target.endswith(DEPTH_ENDING)}
+
+    def renamed(table: dict[str, Any] | None) -> dict[str, Any] | None:
+        return table and {stem_of(target): table[stem_of(origin)] for target, origin in origins.items()}
+
+    written = Labels(renamed(labels.values), labels.classes, renamed(labels.angles) or {})
+    write_json(stage.output / DATASET_JSON, written.as_json(sorted(origins), size))
+    if labels.classes is not None:
+        write_json(stage.output / CLASSES_JSON, labels.classes)
+    else:
+        (stage.output / CLASSES_JSON).unlink(missing_ok=True)

@@ -11,9 +11,8 @@ import errno
 import io
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,21 +20,23 @@ from threedgp.cores import available_cores
 from threedgp.data.ahead import map_ahead
 from threedgp.data.features import FeatureTable, compute_features, find_or_build
 from threedgp.data.images import write_bytes
-from threedgp.data.journal import Journal, Made, Recorder, digest, make_place, still_holds
+from threedgp.data.journal import Job, Outcome, Recorder, digest, do_job, make_place
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
-from threedgp.data.montage import draw_montage
+from threedgp.data.montage import COLUMNS, draw_montage
 from threedgp.data.source import MAX_NAME_BYTES, FolderSource, ImageSource, class_of, depth_name_of, open_source
-from threedgp.data.stage import Stage, StageReport, plain_os_errors
+from threedgp.data.stage import Policy, Stage, StageReport
 from threedgp.errors import DataError, UsageError
-from threedgp.files import atomic_path, write_json
+from threedgp.files import atomic_path, best_effort, write_json
 from threedgp.pretrained.names import INCEPTION_NAME, canonical_name
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.progress import NULL_PROGRESS, bar
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Link = Literal["copy", "hardlink", "symlink"]
 DEFAULT_RATIO = "1/3"
 SCORES_NAME = "scores.csv"
-MONTAGE_COLUMNS = 10
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,7 @@ def run_select(
     batch_size: int = 64,
     link: Link = "copy",
     montage: bool = True,
-    jobs: int | None = None,
-    on_error: Literal["skip", "fail"] = "skip",
-    max_errors: float | None = None,
-    progress: Progress = NULL_PROGRESS,
+    **policy: Unpack[Policy],
 ) -> StageReport:
     """Copy (or link) the most typical photos of `source` to `target` under the same names.
 
@@ -93,16 +91,25 @@ def run_select(
         extractor: "inception", "tf_efficientnet_lite0" (offline) or a timm model.
         square: photos are centre-cropped and resized to this side before the network.
         link: copies, hard links or relative symbolic links.
-        jobs: threads; None takes one a core.
 
     Raises:
         UsageError: impossible arguments, or a target that holds foreign files.
         WeightsError: the extractor's weights are missing (before anything is written).
         DataError: no usable photo, singular covariance, or too many broken photos.
     """
-    _check_arguments(keep, keep_ratio, reg_covar, square, link)
+    if keep is not None and keep_ratio is not None:
+        raise UsageError("Give either a number of photos to keep or a share, not both.")
+    if keep is not None and keep < 1:
+        raise UsageError(f"The number of photos to keep must be at least 1, not {keep}.")
     ratio = None if keep is not None else str(keep_ratio if keep_ratio is not None else DEFAULT_RATIO)
-    jobs = jobs or available_cores()
+    if ratio is not None:
+        parse_ratio(ratio)
+    if not 0 <= reg_covar < float("inf"):
+        raise UsageError(f"reg_covar must be 0 or a positive number, not {reg_covar}.")
+    if square < 32:
+        raise UsageError(f"Photos must be shown to the network with a side of at least 32 pixels, not {square}.")
+    if link not in ("copy", "hardlink", "symlink"):
+        raise UsageError(f"There is no way '{link}' to place files. Choose copy, hardlink or symlink.")
     photos, target = open_source(source), Path(target)
     labels = read_labels(photos)
     if link != "copy" and not isinstance(photos, FolderSource):
@@ -111,24 +118,31 @@ def run_select(
     cache = target / ".features" / f"{canonical_name(extractor).replace('/', '_')}-{square}.memmap"
     found = find_or_build(
         photos, cache, extractor, weights, square=square, device=device, download=download,
-        allow_unverified=allow_unverified, progress=progress,
+        allow_unverified=allow_unverified, progress=policy.get("progress", NULL_PROGRESS),
     )  # fmt: skip
-    stage = Stage.begin(
-        "select", photos.root, target, {"link": link}, on_error=on_error, max_errors=max_errors, progress=progress,
-        overwrite=True,  # a new choice only adds and removes files; the costly features stay
-    )  # fmt: skip
-    stage.skip_problems(photos)
+    policy["overwrite"] = True  # a new choice only adds and removes files; the costly features stay
+    stage = Stage.begin("select", photos, target, {"link": link}, **policy)
+    stage.skip_problems()
+    jobs = stage.jobs or available_cores()
     table = compute_features(
-        photos, cache, found, square=square, batch_size=batch_size, jobs=jobs, on_skip=stage.skip, progress=progress
-    )
-    groups = _group(table.names, per_class, stage)
-    scored = _score(table, groups, keep, ratio, reg_covar, jobs, progress)
-    _tell_small_classes(scored, keep, progress)
+        photos, cache, found, square=square, batch_size=batch_size, jobs=jobs, on_skip=stage.skip,
+        progress=stage.progress,
+    )  # fmt: skip
+    scored = _score(stage, table, _group(stage, table.names, per_class), keep, ratio, reg_covar)
+    _tell_small_classes(stage, scored, keep)
     _write_scores(target / SCORES_NAME, table, scored)
     if montage:
-        _draw_montages(photos, table, scored, target.with_name(target.name + "-montage"), jobs, progress)
+        _draw_montages(stage, table, scored)
     kept = sorted(table.names[row] for part in scored for row in part.rows[part.order[: part.kept]])
-    _place_all(photos, kept, target, link, jobs, stage)
+    with_depth = set(photos.depth_names)
+
+    def place(name: str) -> Outcome:
+        names = [name, depth_name_of(name)] if depth_name_of(name) in with_depth else [name]
+        job = stage.journal.job({name: name for name in names})
+        return _copy(photos, target, job) if link == "copy" else _link(photos.root, target, job, link)
+
+    with bar(stage.progress, "Placing photos", len(kept)):
+        stage.record(map_ahead(place, kept, jobs, window=4 * jobs))
     if labels is not None:
         write_json(target / DATASET_JSON, labels.as_json(kept))
     stage.extra |= {
@@ -139,24 +153,7 @@ def run_select(
     return stage.finish(total=len(photos.names) + len(photos.problems))
 
 
-def _check_arguments(
-    keep: int | None, keep_ratio: str | float | None, reg_covar: float, square: int, link: str
-) -> None:
-    if keep is not None and keep_ratio is not None:
-        raise UsageError("Give either a number of photos to keep or a share, not both.")
-    if keep is not None and keep < 1:
-        raise UsageError(f"The number of photos to keep must be at least 1, not {keep}.")
-    if keep_ratio is not None:
-        parse_ratio(keep_ratio)
-    if not 0 <= reg_covar < float("inf"):
-        raise UsageError(f"reg_covar must be 0 or a positive number, not {reg_covar}.")
-    if square < 32:
-        raise UsageError(f"Photos must be shown to the network with a side of at least 32 pixels, not {square}.")
-    if link not in ("copy", "hardlink", "symlink"):
-        raise UsageError(f"There is no way '{link}' to place files. Choose copy, hardlink or symlink.")
-
-
-def _group(names: list[str], per_class: bool, stage: Stage) -> dict[str, np.ndarray]:
+def _group(stage: Stage, names: list[str], per_class: bool) -> dict[str, np.ndarray]:
     """Rows of each class, classes sorted; photos outside every class folder are left out with a note."""
     if not per_class:
         return {"": np.arange(len(names))}
@@ -177,16 +174,15 @@ def _group(names: list[str], per_class: bool, stage: Stage) -> dict[str, np.ndar
 
 
 def _score(
+    stage: Stage,
     table: FeatureTable,
     groups: dict[str, np.ndarray],
     keep: int | None,
     ratio: str | None,
     reg_covar: float,
-    jobs: int,
-    progress: Progress,
 ) -> list[ClassScores]:
     """Score and rank every class; classes are independent and run in threads."""
-    features = table.rows()
+    features, jobs = table.rows(), stage.jobs or available_cores()
 
     def score(item: tuple[str, np.ndarray]) -> ClassScores:
         name, rows = item
@@ -200,27 +196,24 @@ def _score(
                 raise DataError(f"Class '{name}': {error}" if name else str(error)) from None
         return ClassScores(name, rows, likelihood, ranking(likelihood), kept)
 
-    progress.start("Scoring", len(groups), unit="classes")
     scored = []
-    try:
+    with bar(stage.progress, "Scoring", len(groups), "classes"):
         for part in map_ahead(score, groups.items(), jobs, window=2 * jobs):
             scored.append(part)
-            progress.advance()
-    finally:
-        progress.finish()
+            stage.progress.advance()
     return scored
 
 
-def _tell_small_classes(scored: list[ClassScores], keep: int | None, progress: Progress) -> None:
-    def some(names: list[str]) -> str:
-        return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-
+def _tell_small_classes(stage: Stage, scored: list[ClassScores], keep: int | None) -> None:
     single = [part.name for part in scored if part.name and len(part.rows) == 1]
-    if single:
-        progress.note(f"{len(single)} classes have a single photo, which is kept: {some(single)}.")
     short = [part.name or "the set" for part in scored if keep is not None and len(part.rows) < keep]
-    if short:
-        progress.note(f"{len(short)} classes have fewer than {keep} photos and are kept whole: {some(short)}.")
+    for names, what in (
+        (single, "have a single photo, which is kept"),
+        (short, f"have fewer than {keep} photos and are kept whole"),
+    ):
+        if names:
+            some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+            stage.progress.note(f"{len(names)} classes {what}: {some}.")
 
 
 def _write_scores(path: Path, table: FeatureTable, scored: list[ClassScores]) -> None:
@@ -240,93 +233,56 @@ def _write_scores(path: Path, table: FeatureTable, scored: list[ClassScores]) ->
     write_bytes(path, buffer.getvalue().encode())
 
 
-def _draw_montages(
-    photos: ImageSource, table: FeatureTable, scored: list[ClassScores], folder: Path, jobs: int, progress: Progress
-) -> None:
+def _draw_montages(stage: Stage, table: FeatureTable, scored: list[ClassScores]) -> None:
     """One picture a class: the two ends of its ranking and the two sides of the cut. For looking at, so best effort."""
+    folder, jobs = stage.output.with_name(stage.output.name + "-montage"), stage.jobs or available_cores()
 
-    def draw(part: ClassScores) -> str | None:
+    def draw(part: ClassScores) -> None:
         names = [table.names[row] for row in part.rows[part.order]]
         kept, rest = names[: part.kept], names[part.kept :]
-        rows = [("most typical", kept[:MONTAGE_COLUMNS])]
-        if len(kept) > MONTAGE_COLUMNS:
-            rows.append(("last kept", kept[MONTAGE_COLUMNS:][-MONTAGE_COLUMNS:]))
-        if rest:
-            rows.append(("first left out", rest[:MONTAGE_COLUMNS]))
-        if len(rest) > MONTAGE_COLUMNS:
-            rows.append(("least typical", rest[MONTAGE_COLUMNS:][-MONTAGE_COLUMNS:]))
+        rows = [
+            ("most typical", kept[:COLUMNS]),
+            ("last kept", kept[COLUMNS:][-COLUMNS:]),
+            ("first left out", rest[:COLUMNS]),
+            ("least typical", rest[COLUMNS:][-COLUMNS:]),
+        ]
         title = f"{part.name or 'all photos'}: {part.kept} of {len(names)} kept"
         name = part.name or "all"
         if len(name.encode()) > MAX_NAME_BYTES - len(".png"):
             name = name.encode()[:200].decode(errors="ignore") + digest(name.encode())
+        with best_effort(f"Pictures in {folder}", stage.progress):
+            write_bytes(folder / f"{name}.png", draw_montage(stage.found, title, [row for row in rows if row[1]]))
+
+    with bar(stage.progress, f"Drawing {folder.name}", len(scored), "classes"):
+        for _ in map_ahead(draw, scored, jobs, window=jobs):
+            stage.progress.advance()
+
+
+def _copy(photos: ImageSource, target: Path, job: Job) -> Outcome:
+    """Copy a photo and its depth map, unless the copies are there."""
+
+    def work(job: Job, files: Recorder) -> None:
+        for name in job.files:
+            files.write(name, files.read(name))
+
+    linked = any((target / name).is_symlink() for name in job.files)
+    return do_job(work, photos, target, job._replace(before=None) if linked else job)
+
+
+def _link(photos: Path, target: Path, job: Job, link: Link) -> Outcome:
+    """Link a photo and its depth map by atomic rename, unless the links are there."""
+    for name in job.files:
+        place, original = make_place(target, name), photos / name
+        if place.exists() and place.is_symlink() == (link == "symlink") and place.samefile(original):
+            continue
         try:
-            write_bytes(folder / f"{name}.png", draw_montage(photos, title, rows, MONTAGE_COLUMNS))
+            with atomic_path(place) as temporary:
+                if link == "hardlink":
+                    os.link(original.resolve(), temporary)
+                else:
+                    os.symlink(os.path.relpath(original.resolve(), place.parent.resolve()), temporary)
         except OSError as error:
-            return str(error.strerror)
-        return None
-
-    progress.start(f"Drawing {folder.name}", len(scored), unit="classes")
-    try:
-        problems = set()
-        for problem in map_ahead(draw, scored, jobs, window=jobs):
-            problems.add(problem)
-            progress.advance()
-        for problem in problems - {None}:
-            progress.note(f"Pictures in {folder} could not be written ({problem}); the selection goes on.")
-    finally:
-        progress.finish()
-
-
-def _place_all(photos: ImageSource, kept: list[str], target: Path, link: Link, jobs: int, stage: Stage) -> None:
-    """Put the kept photos and their depth maps into the target; what already lies there is not touched."""
-    with_depth = set(photos.depth_names)
-    place = partial(_copy, photos, target, stage.journal) if link == "copy" else partial(_link, photos, target, link)
-
-    def place_pair(name: str) -> dict[str, Made | None] | str:
-        try:
-            files = [name, depth_name_of(name)] if depth_name_of(name) in with_depth else [name]
-            return {file: place(file) for file in files}
-        except DataError as error:
-            return str(error)
-
-    stage.progress.start("Placing photos", len(kept))
-    try:
-        with plain_os_errors():
-            for name, placed in zip(kept, map_ahead(place_pair, kept, jobs, window=4 * jobs), strict=True):
-                if isinstance(placed, str):
-                    stage.skip(name, placed)
-                    continue
-                for made in placed.values():
-                    if made is not None:
-                        stage.journal.add(made)
-                stage.done({file: file for file in placed})
-    finally:
-        stage.progress.finish()
-
-
-def _copy(photos: ImageSource, target: Path, journal: Journal, name: str) -> Made:
-    """Copy one file, unless its copy is there. Raises `DataError` when it cannot be read."""
-    inputs = {name: (photos, name)}
-    made = None if (target / name).is_symlink() else still_holds(journal.jobs.get(name), inputs, target, [name])
-    if made is None:
-        files = Recorder(inputs, target)
-        files.write(name, files.read(name))
-        made = files.made()
-    return made
-
-
-def _link(photos: ImageSource, target: Path, link: Link, name: str) -> None:
-    """Link one file by atomic rename."""
-    place, original = make_place(target, name), photos.root / name
-    if place.exists() and place.is_symlink() == (link == "symlink") and place.samefile(original):
-        return
-    try:
-        with atomic_path(place) as temporary:
-            if link == "hardlink":
-                os.link(original.resolve(), temporary)
-            else:
-                os.symlink(os.path.relpath(original.resolve(), place.parent.resolve()), temporary)
-    except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise UsageError(f"{place} cannot be a {link} to {original} ({error.strerror}): use copies.") from None
-        raise
+            if error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise UsageError(f"{place} cannot be a {link} to {original} ({error.strerror}): use copies.") from None
+            raise
+    return Outcome(job)

@@ -6,19 +6,18 @@ made, and the result has the same bytes as an undisturbed run.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from filelock import FileLock, Timeout
 
 from threedgp import __version__
-from threedgp.data.journal import Journal, Made, digest
+from threedgp.data.journal import Job, Journal, Made, Outcome, Recorder, digest, do_job
 from threedgp.data.source import (
     MANIFEST,
     OWN_NAMES,
@@ -28,13 +27,33 @@ from threedgp.data.source import (
     read_manifest,
     refused_names,
 )
+from threedgp.data.workers import Backend, parallel
 from threedgp.errors import DataError, UsageError
 from threedgp.files import TEMPORARY_MARK, read_json, write_json
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.progress import NULL_PROGRESS, Progress, bar
 
 MAX_ERRORS = 0.01
 FREE_ERRORS = 10  # a small set may have this many broken files before the default share counts
 NOTES = 20  # broken files named on the screen; the manifest names all
+
+
+class Policy(TypedDict, total=False):
+    """How a stage works, whatever it makes: what every stage takes by name.
+
+    on_error: go on without a broken file (the default), or stop at the first.
+    max_errors: more broken files than this make a stage fail at its end; below 1 it is a share of all files. None, the
+        default, means 1 % but at least 10 files.
+    overwrite: redo a folder that was made with other arguments instead of refusing it.
+    jobs: worker processes (threads where a network works); None takes one a core.
+    backend: where they run: here (`loky`), or on a cluster.
+    """
+
+    on_error: Literal["skip", "fail"]
+    max_errors: float | None
+    overwrite: bool
+    jobs: int | None
+    backend: Backend
+    progress: Progress
 
 
 @dataclass
@@ -59,6 +78,9 @@ class Stage:
     """The bookkeeping of one run of one stage; make it with `Stage.begin`, end it with `finish`.
 
     Attributes:
+        name: the stage's command, `resize`.
+        arguments: all that decides the bytes of the result (not the number of jobs). JSON values.
+        manifest: its file name, for stages whose results share a folder.
         resume: True when targets that exist were made with the same arguments and may be kept.
         journal: what earlier runs with these arguments made from what.
         images: number of images finished so far, with all that belongs to them.
@@ -66,27 +88,28 @@ class Stage:
         skipped: {path: reason} of broken files. dropped: {path: reason} of files left out on request.
         extra: further entries for the manifest.
         read: what the source held, see `listing`.
-        manifest: its file name, for stages whose results share a folder.
     """
 
     name: str
-    source: Path
+    found: ImageSource
     output: Path
     arguments: dict[str, Any]
     on_error: Literal["skip", "fail"] = "skip"
     max_errors: float | None = None
+    jobs: int | None = None
+    backend: Backend = "loky"
     progress: Progress = NULL_PROGRESS
+    manifest: str = MANIFEST
     resume: bool = False
-    journal: Journal = field(init=False)
     images: int = 0
     files: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
-    manifest: str = MANIFEST
     read: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.source = self.found.root
         self.journal = Journal(self.output)
         # One lock a process: a run that failed may be tried again by the same process.
         path = self.output.absolute() / f".{Path(self.manifest).stem}.lock"
@@ -112,73 +135,79 @@ class Stage:
     def begin(
         cls,
         name: str,
-        source: Path | str,
+        found: ImageSource,
         output: Path | str,
         arguments: dict[str, Any],
         *,
         overwrite: bool = False,
-        inside: bool = False,
-        on_error: Literal["skip", "fail"] = "skip",
-        max_errors: float | None = None,
-        progress: Progress = NULL_PROGRESS,
+        **policy: Any,
     ) -> Stage:
-        """Claim the output folder and note what is going to be done there.
-
-        Args:
-            name: the stage's command, `resize`.
-            source: folder or zip that is read.
-            output: folder that is written.
-            arguments: all that decides the bytes of the result (not the number of jobs). JSON values.
-            overwrite: redo a folder that was made with other arguments instead of refusing it.
-            inside: the output may lie in the source folder (embeddings do; images there would be found as input).
-            on_error: go on without a broken file, or stop at the first.
-            max_errors: more broken files than this make `finish` raise; below 1 it is a share of all files. None
-                means 1 % but at least 10 files.
+        """Claim the output folder and note what is going to be done there; see `Policy` for the arguments.
 
         Raises:
             UsageError: the output is the source, holds foreign files, or was made with other arguments.
-            DataError: the source is an unfinished stage, or the output cannot be written.
         """
-        source, output = Path(source), Path(output)
-        root, target = source.resolve(), output.resolve()
-        if target == root or (root in target.parents and not inside):
-            raise UsageError(f"The output {output} lies in the source {source}. Choose a folder beside it with -o.")
-        found = open_source(source)
-        for sentence in outdated(source):
-            progress.note(sentence)
+        output = Path(output)
         arguments = json.loads(json.dumps(arguments))  # as it will be read back: tuples become lists
-        stage = cls(name, source, output, arguments, on_error, max_errors, progress, read=listing(found))
-        with plain_os_errors():
-            stage.claim()
-            stage.resume = stage._same_arguments(overwrite)
-            remove_leftovers(output)
-            before = stage._written_before()
-            if stage.resume:
-                stage.journal = Journal.load(output)
-            else:
-                remove_files(output, before)
-                stage.journal.path.unlink(missing_ok=True)
-            # From here to `finish` nobody may take the folder for whole, and `before` must not be forgotten.
-            write_json(output / MANIFEST, {**stage._manifest(complete=False), "files": before if stage.resume else {}})
+        stage = cls(name, found, output, arguments, **policy, read=listing(found))
+        root, target = stage.source.resolve(), output.resolve()
+        if target == root or root in target.parents:
+            raise UsageError(f"The output {output} lies in the source {root}. Choose a folder beside it with -o.")
+        for sentence in outdated(stage.source):
+            stage.progress.note(sentence)
+        stage.claim()
+        stage.resume = stage._same_arguments(overwrite)
+        remove_leftovers(output)
+        before = stage._written_before()
+        if stage.resume:
+            stage.journal = Journal.load(output)
+        else:
+            remove_files(output, before)
+            stage.journal.path.unlink(missing_ok=True)
+        # From here to `finish` nobody may take the folder for whole, and `before` must not be forgotten.
+        write_json(output / MANIFEST, {**stage._manifest(complete=False), "files": before if stage.resume else {}})
         return stage
 
-    def usable(self, found: ImageSource, used: Container[str] = ()) -> list[str]:
-        """The images of a source in order, after skipping those that its listing shows to be of no use."""
-        self.skip_problems(found, used)
-        clashes = refused_names(found.names)
+    def make(self, label: str, jobs: Iterable[Job], work: Callable[[Job, Recorder], None]) -> None:
+        """Do all jobs in worker processes; those whose files still hold need not be done again.
+
+        Args:
+            label: of the progress bar, which shows all images of the source.
+            work: reads and writes the files of one job; what it raises as `DataError` is the reason to skip it. It must
+                be picklable.
+        """
+        task = partial(do_job, work, self.found.without_names(), self.output.absolute())
+        with bar(self.progress, label, len(self.found.names) + len(self.found.problems)):
+            self.record(parallel(task, jobs, jobs=self.jobs, backend=self.backend))
+
+    def record(self, outcomes: Iterable[Outcome]) -> None:
+        """Note what became of images, as it comes."""
+        for job, made, reason, dropped in outcomes:
+            if reason is None:
+                self.done(job.files, made)
+            elif not dropped:
+                self.skip(job.name, reason)
+            else:
+                self.dropped[job.name] = reason
+                self.progress.advance()
+
+    def usable(self, used: Container[str] = ()) -> list[str]:
+        """The images of the source in order, after skipping those that its listing shows to be of no use."""
+        self.skip_problems(used)
+        clashes = refused_names(self.found.names)
         for name, reason in clashes.items():
             self.skip(name, reason)
-        return [name for name in found.names if name not in clashes and name not in found.problems]
+        return [name for name in self.found.names if name not in clashes and name not in self.found.problems]
 
-    def skip_problems(self, found: ImageSource, used: Container[str] = ()) -> None:
+    def skip_problems(self, used: Container[str] = ()) -> None:
         """Skip what looks like an image of the source but cannot be read or written, and name its other files.
 
         Args:
             used: other files that the stage does use.
         """
-        for name, reason in found.problems.items():
+        for name, reason in self.found.problems.items():
             self.skip(name, reason)
-        others = [name for name in found.left_out if name not in OWN_NAMES and name not in used]
+        others = [name for name in self.found.left_out if name not in OWN_NAMES and name not in used]
         if others and read_manifest(self.source) is None:
             self.extra["other_files"] = others
             self.progress.note(f"{len(others)} files of {self.source} are no images and stay out (first: {others[0]})")
@@ -205,11 +234,6 @@ class Stage:
             self.progress.note(f"more files are skipped; all are listed in {self.output / self.manifest}")
         self.progress.advance()
 
-    def drop(self, name: str, reason: str) -> None:
-        """Note a file that the user asked to leave out."""
-        self.dropped[name] = reason
-        self.progress.advance()
-
     def finish(self, *, prune_stale: bool = True, total: int | None = None) -> StageReport:
         """Write the manifest and judge the number of broken files.
 
@@ -221,36 +245,31 @@ class Stage:
             DataError: no file was usable, or more than `max_errors` were broken. The rest has been processed.
         """
         total = total or self.images + len(self.skipped) + len(self.dropped)
-        with plain_os_errors():
-            if prune_stale:
-                # What a killed run made stands in the journal only; what is the user's own stands nowhere.
-                before = {*self._written_before(), *(t for made in self.journal.jobs.values() for t in made.targets)}
-                remove_files(self.output, before - self.files.keys())
-            if self.journal.jobs:
-                self.journal.keep(self.files)
-            write_json(self.output / self.manifest, self._manifest(complete=True))
+        if prune_stale:
+            # What a killed run made stands in the journal only; what is the user's own stands nowhere.
+            before = {*self._written_before(), *(t for made in self.journal.jobs.values() for t in made.targets)}
+            remove_files(self.output, before - self.files.keys())
+        if self.journal.jobs:
+            self.journal.keep(self.files)
+        write_json(self.output / self.manifest, self._manifest(complete=True))
+        if self.manifest == MANIFEST:
             self._tell_foreign_files()
         self._lock.release(force=True)
-        report = StageReport(self.name, self.source, self.output, self.images, self.skipped, self.dropped, self.extra)
-        first = next(iter(self.skipped.items()), None)
-        example = f" (first: {first[0]}: {first[1]})" if first else ""
+        name, reason = next(iter({**self.skipped, **self.dropped}.items()), ("", ""))
         if not self.files and total:
-            first = first or next(iter(self.dropped.items()))
-            raise DataError(f"None of the {total} images in {self.source} was used (first: {first[0]}: {first[1]}).")
+            raise DataError(f"None of the {total} images in {self.source} was used (first: {name}: {reason}).")
         limit = max(FREE_ERRORS, MAX_ERRORS * total) if self.max_errors is None else self.max_errors
         if self.max_errors is not None and self.max_errors < 1:
             limit = self.max_errors * total
         if len(self.skipped) > limit:
             raise DataError(
-                f"{len(self.skipped)} of {total} files were broken{example}; the others are done. "
+                f"{len(self.skipped)} of {total} files were broken (first: {name}: {reason}); the others are done. "
                 f"See {self.output / self.manifest}, or allow more with --max-errors."
             )
-        return report
+        return StageReport(self.name, self.source, self.output, self.images, self.skipped, self.dropped, self.extra)
 
     def _tell_foreign_files(self) -> None:
         """Pictures that somebody else put into the output stay there, and are said to."""
-        if self.manifest != MANIFEST:
-            return
         there = FolderSource(self.output)
         foreign = [name for name in (*there.names, *there.depth_names) if name not in self.files]
         if foreign:
@@ -277,9 +296,7 @@ class Stage:
 
     def _written_before(self) -> dict[str, str]:
         """{target: source} that the manifest in the output lists as this stage's own."""
-        if not (self.output / MANIFEST).is_file():
-            return {}
-        content = read_json(self.output / MANIFEST)
+        content = read_json(self.output / MANIFEST) if (self.output / MANIFEST).is_file() else None
         files = content.get("files") if isinstance(content, dict) else None
         return {str(target): str(source) for target, source in files.items()} if isinstance(files, dict) else {}
 
@@ -295,17 +312,15 @@ class Stage:
         if not isinstance(before, dict) or before.get("stage") != self.name:
             raise UsageError(f"{self.output} was written by another stage. Choose another output with -o.")
         mine = self._manifest(complete=False)
-        changed = [key for key in ("source", "arguments") if before.get(key) != mine[key]]
-        if not changed:
+        if all(before.get(key) == mine[key] for key in ("source", "arguments")):
             return True
         if overwrite:
             return False
-        old, new = before.get("arguments") or {}, self.arguments
-        names = [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
-        if "source" in changed:
-            names.insert(0, f"source {before.get('source')} -> {mine['source']}")
+        old = {"source": before.get("source"), **(before.get("arguments") or {})}
+        new = {"source": mine["source"], **self.arguments}
+        changes = [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
         raise UsageError(
-            f"{self.output} was made with other settings ({', '.join(names)}). "
+            f"{self.output} was made with other settings ({', '.join(changes)}). "
             "Add --overwrite to make it again, or choose another output with -o."
         )
 
@@ -333,14 +348,10 @@ def outdated(folder: Path) -> list[str]:
     changed = [name for made in Journal.load(folder).jobs.values() for name in made.changed(source)]
     if changed:
         found.append(f"{len(changed)} files have changed since {folder} was made (first: {changed[0]}). {again}")
-    for other in sorted(folder.parent.glob(f"*/{MANIFEST}")):
-        choice = read_manifest(other.parent) if other.parent not in (folder, upstream) else None
-        if (
-            choice
-            and choice["stage"] == "select"
-            and (other.parent / str(choice["source"])).resolve() == upstream.resolve()
-        ):
-            found.append(f"{folder} was made from all of {upstream}, not from the selection in {other.parent}. {again}")
+    for other in sorted(path.parent for path in folder.parent.glob(f"*/{MANIFEST}")):
+        choice = read_manifest(other) if other not in (folder, upstream) else None
+        if choice and choice["stage"] == "select" and (other / str(choice["source"])).resolve() == upstream.resolve():
+            found.append(f"{folder} was made from all of {upstream}, not from the selection in {other}. {again}")
     return found
 
 
@@ -369,19 +380,3 @@ def remove_files(output: Path, names: Iterable[str]) -> None:
             if str(folder) == "." or not (output / folder).is_dir() or any((output / folder).iterdir()):
                 break
             (output / folder).rmdir()
-
-
-@contextmanager
-def plain_os_errors() -> Iterator[None]:
-    """A target that cannot be written stops a stage with a sentence. (Sources that cannot be read never get here.)"""
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"The disk is full{where}. Free some space and run the same command again; finished work is kept."
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DataError(f"The output cannot be written: {error.strerror}{where}.") from None
-        raise
