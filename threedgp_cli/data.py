@@ -324,12 +324,12 @@ def embed(
 ) -> None:
     """Compute the features of every image that training distils (SIZE -> SIZE/embeddings)."""
     from threedgp.data.embed import run_embed
+    from threedgp.data.source import embeddings_folder
 
     source = stage.input or _newest_set(stage.folder, size)
-    beside = source / "embeddings" if source.is_dir() else source.with_name(f"{source.stem}-embeddings")
     report = run_embed(
         source,
-        stage.output or beside,
+        stage.output or embeddings_folder(source),
         model=model,
         batch_size=batch,
         **asdict(extractor_from),

@@ -25,7 +25,7 @@ def made_in(root):
     """A finished job: out/x/b holds what in/a holds, in capitals."""
     (root / "in").mkdir(exist_ok=True)
     (root / "in/a").write_bytes(b"first")
-    return do_job(capitals, FolderSource.only_to_read(root / "in"), root / "out", Job(FILES)).made
+    return do_job(capitals, FolderSource(root / "in").without_names(), root / "out", Job(FILES)).made
 
 
 def capitals(job, files):
@@ -33,7 +33,7 @@ def capitals(job, files):
 
 
 def kept(root, made, files=FILES):
-    return Job(files, made).kept(FolderSource.only_to_read(root / "in"), root / "out")
+    return Job(files, made).kept(FolderSource(root / "in").without_names(), root / "out")
 
 
 def test_same_bytes_hold_whatever_the_dates_say(tmp_path):
@@ -85,7 +85,7 @@ def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path):
     (tmp_path / "in/a").write_bytes(b"first")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/x").symlink_to(tmp_path / "elsewhere")
-    outcome = do_job(capitals, FolderSource.only_to_read(tmp_path / "in"), tmp_path / "out", Job(FILES))
+    outcome = do_job(capitals, FolderSource(tmp_path / "in").without_names(), tmp_path / "out", Job(FILES))
     assert "leads out of" in outcome.reason
     assert list((tmp_path / "elsewhere").iterdir()) == []
 

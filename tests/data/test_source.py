@@ -87,7 +87,7 @@ def test_links_to_pipes_and_endless_devices_are_not_read(tmp_path):
         with pytest.raises(DataError, match=r"^not a regular file$"):
             source.read(name)
         with pytest.raises(DataError, match=r"^not a regular file$"):
-            source.read_start(name)
+            source.read(name, 99)
 
 
 def test_depth_maps_in_other_forms_are_no_images(tmp_path):
@@ -140,7 +140,7 @@ def test_zips_of_windows_programs(tmp_path):
     assert source.names == ["a/1.jpg", "b/2.jpg", "b/3.jpg"]
     for reader in (source, source.without_names(), pickle.loads(pickle.dumps(source))):
         assert reader.read("a/1.jpg") == rb"photos\a\1.jpg"
-        assert reader.read_start("b/3.jpg") == b"photos/b/3.jpg"
+        assert reader.read("b/3.jpg", 99) == b"photos/b/3.jpg"
 
 
 def test_a_zip_of_one_class_folder_keeps_the_class(tmp_path):

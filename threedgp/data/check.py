@@ -10,20 +10,21 @@ from typing import Any, NamedTuple
 
 from threedgp.data.embeddings import Embeddings
 from threedgp.data.images import decode_image, decode_usable_depth, read_header, verify_checksums
-from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, parse_labels
+from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, parse_labels
 from threedgp.data.source import (
-    FolderSource,
+    START_BYTES,
     ImageSource,
     class_of,
     depth_name_of,
+    embeddings_folder,
     open_source,
     refused_names,
     stem_of,
 )
-from threedgp.data.workers import Backend, parallel
+from threedgp.data.workers import parallel
 from threedgp.errors import DataError
 from threedgp.files import parse_json
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.progress import NULL_PROGRESS, Progress, bar
 
 
 class Problem(NamedTuple):
@@ -58,6 +59,10 @@ class CheckReport:
     decoded: bool = False
     problems: list[Problem] = field(default_factory=list)
 
+    def add(self, reason: str, *paths: str) -> None:
+        """Note what is wrong with these files."""
+        self.problems += [Problem(path, reason) for path in paths]
+
     def as_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
         return {**self.__dict__, "path": str(self.path), "problems": [p._asdict() for p in self.problems]}
@@ -66,7 +71,6 @@ class CheckReport:
 class Seen(NamedTuple):
     """What one image and its depth map look like from the outside or inside."""
 
-    name: str
     size: str
     mode: str
     depth_mode: str
@@ -74,12 +78,7 @@ class Seen(NamedTuple):
 
 
 def check(
-    path: Path | str,
-    *,
-    decode: bool = False,
-    jobs: int | None = None,
-    backend: Backend = "loky",
-    progress: Progress = NULL_PROGRESS,
+    path: Path | str, *, decode: bool = False, jobs: int | None = None, progress: Progress = NULL_PROGRESS
 ) -> CheckReport:
     """Check a folder or zip of images: pairs, sizes, modes, labels, class counts and embeddings.
 
@@ -94,43 +93,33 @@ def check(
     """
     source = open_source(path)
     report = CheckReport(Path(path), len(source.names), len(source.depth_names), decoded=decode)
-    report.problems += [Problem(name, reason) for name, reason in source.problems.items()]
     _check_names(source, report)
     resolution = _check_labels(source, report)
     maps = set(source.depth_names)
     pairs = ((name, depth_name_of(name) if depth_name_of(name) in maps else None) for name in source.names)
     look = partial(_look, source.without_names(), decode, resolution)
-    progress.start("Decoding" if decode else "Reading headers", len(source.names))
-    try:
-        for seen in parallel(look, pairs, jobs=jobs, backend=backend):
-            for counter, value in (
-                (report.sizes, seen.size),
-                (report.modes, seen.mode),
-                (report.depth_modes, seen.depth_mode),
-            ):
-                counter.update([value] if value else [])
+    with bar(progress, "Decoding" if decode else "Reading headers", len(source.names)):
+        for seen in parallel(look, pairs, jobs=jobs):
+            report.sizes.update([seen.size] if seen.size else [])
+            report.modes.update([seen.mode] if seen.mode else [])
+            report.depth_modes.update([seen.depth_mode] if seen.depth_mode else [])
             report.problems += seen.problems
             progress.advance()
-    finally:
-        progress.finish()
-    _check_embeddings(source, report, decode)
+    _check_embeddings(source, report)
     report.problems.sort()
     return report
 
 
 def _check_names(source: ImageSource, report: CheckReport) -> None:
     """Pairs and names, without opening a file."""
-    report.problems += [Problem(name, reason) for name, reason in refused_names(source.names).items()]
-    maps = set(source.depth_names)
-    for name in source.names:
-        if maps and depth_name_of(name) not in maps:
-            report.problems.append(Problem(name, "has no depth map, though others of this set have one"))
-        if stem_of(name).endswith("_depth"):
-            report.problems.append(Problem(name, "its name ends in _depth, which marks depth maps"))
-    wanted = {depth_name_of(name) for name in source.names}
-    report.problems += [
-        Problem(name, "is a depth map without an image") for name in source.depth_names if name not in wanted
-    ]
+    for name, reason in {**source.problems, **refused_names(source.names)}.items():
+        report.add(reason, name)
+    maps, wanted = set(source.depth_names), {depth_name_of(name) for name in source.names}
+    alone = [name for name in source.names if maps and depth_name_of(name) not in maps]
+    report.add("has no depth map, though others of this set have one", *alone)
+    odd = [name for name in source.names if stem_of(name).endswith("_depth")]
+    report.add("its name ends in _depth, which marks depth maps", *odd)
+    report.add("is a depth map without an image", *(name for name in source.depth_names if name not in wanted))
 
 
 def _check_labels(source: ImageSource, report: CheckReport) -> int | None:
@@ -142,36 +131,30 @@ def _check_labels(source: ImageSource, report: CheckReport) -> int | None:
         content = parse_json(source.read(DATASET_JSON))
         labels = parse_labels(content, "it")
     except (DataError, ValueError) as error:
-        report.problems.append(Problem(DATASET_JSON, str(error)))
+        report.add(str(error), DATASET_JSON)
         return None
-    known = labels.values if labels.values is not None else labels.angles
     stems = {stem_of(name): name for name in source.names}
     for what, table in (("label", labels.values), ("camera_angles", labels.angles or None)):
-        missing = [] if table is None else [name for stem, name in stems.items() if stem not in table]
-        report.problems += [Problem(name, f"has no {what} in {DATASET_JSON}") for name in missing]
-    gone = [stem for stem in known or {} if stem not in stems]
+        if table is not None:
+            report.add(f"has no {what} in {DATASET_JSON}", *(name for stem, name in stems.items() if stem not in table))
+    gone = [stem for stem in (labels.values if labels.values is not None else labels.angles) if stem not in stems]
     if gone:
-        report.problems.append(Problem(DATASET_JSON, f"names {len(gone)} images that are not there (first: {gone[0]})"))
+        report.add(f"names {len(gone)} images that are not there (first: {gone[0]})", DATASET_JSON)
     if labels.values is not None:
-        report.labels = sum(stem in labels.values for stem in stems)
-        _count_classes(source, report, labels, stems)
+        used = [labels.values[stem] for stem in stems if stem in labels.values]
+        report.labels = len(used)
+        counts = Counter(value for value in used if isinstance(value, int))
+        if counts or labels.classes:
+            names = labels.classes or [str(number) for number in range(max(counts) + 1)]
+            report.classes = {name: counts[number] for number, name in enumerate(names)}
+    if labels.values is not None and CLASSES_JSON in source:
+        try:
+            if parse_json(source.read(CLASSES_JSON)) != labels.classes:
+                report.add(f"names other classes than {DATASET_JSON}", CLASSES_JSON)
+        except (DataError, ValueError) as error:
+            report.add(f"is not valid JSON ({error})", CLASSES_JSON)
     resolution = content.get("resolution")
     return resolution if isinstance(resolution, int) else None
-
-
-def _count_classes(source: ImageSource, report: CheckReport, labels: Labels, stems: dict[str, str]) -> None:
-    counts = Counter(labels.values[stem] for stem in stems if isinstance((labels.values or {}).get(stem), int))
-    if counts or labels.classes:
-        names = labels.classes or [str(number) for number in range(max(counts) + 1)]
-        report.classes = {name: counts.get(number, 0) for number, name in enumerate(names)}
-    if CLASSES_JSON in source:
-        try:
-            listed = parse_json(source.read(CLASSES_JSON))
-        except (DataError, ValueError) as error:
-            report.problems.append(Problem(CLASSES_JSON, f"is not valid JSON ({error})"))
-            return
-        if listed != labels.classes:
-            report.problems.append(Problem(CLASSES_JSON, f"names other classes than {DATASET_JSON}"))
 
 
 def _look(source: ImageSource, decode: bool, resolution: int | None, pair: tuple[str, str | None]) -> Seen:
@@ -179,11 +162,9 @@ def _look(source: ImageSource, decode: bool, resolution: int | None, pair: tuple
     name, depth = pair
     problems: list[Problem] = []
     size = mode = depth_mode = ""
-    shape = depth_shape = None
     try:
-        shape, mode = _look_at(source, name, decode, is_depth=False)
-        size = f"{shape[1]}x{shape[0]}"
-        if resolution is not None and shape != (resolution, resolution):
+        size, mode = _look_at(source, name, decode, is_depth=False)
+        if resolution is not None and size != f"{resolution}x{resolution}":
             problems.append(Problem(name, f"is {size} instead of {resolution}x{resolution}"))
         if resolution is not None and mode != "RGB":
             problems.append(Problem(name, f"has pixels of mode {mode} instead of RGB"))
@@ -191,48 +172,46 @@ def _look(source: ImageSource, decode: bool, resolution: int | None, pair: tuple
         problems.append(Problem(name, str(error)))
     if depth is not None:
         try:
-            depth_shape, depth_mode = _look_at(source, depth, decode, is_depth=True)
-            if shape is not None and depth_shape != shape:
-                problems.append(Problem(depth, f"is {depth_shape[1]}x{depth_shape[0]}, its image {size}"))
+            depth_size, depth_mode = _look_at(source, depth, decode, is_depth=True)
+            if size and depth_size != size:
+                problems.append(Problem(depth, f"is {depth_size}, its image {size}"))
         except DataError as error:
             problems.append(Problem(depth, str(error)))
-    return Seen(name, size, mode, depth_mode, problems)
+    return Seen(size, mode, depth_mode, problems)
 
 
-def _look_at(source: ImageSource, name: str, decode: bool, is_depth: bool) -> tuple[tuple[int, int], str]:
-    """(height, width) and mode of a picture or depth map; with `decode` all of it is read."""
+def _look_at(source: ImageSource, name: str, decode: bool, is_depth: bool) -> tuple[str, str]:
+    """Size ("WxH") and mode of a picture or depth map; with `decode` all of it is read."""
     if decode:
         data = source.read(name)
         header = read_header(data)
         pixels = decode_usable_depth(data) if is_depth else decode_image(data)
         verify_checksums(data)
-        return pixels.shape[:2], header.mode
+        return f"{pixels.shape[1]}x{pixels.shape[0]}", header.mode
     try:
-        header = read_header(source.read_start(name))
+        header = read_header(source.read(name, START_BYTES))
     except DataError:  # a format that keeps its header elsewhere, or a broken file
         header = read_header(source.read(name))
     if is_depth and header.mode != "L" and not header.mode.startswith("I"):
         raise DataError(f"a depth map needs one channel of 8 or 16 bits, this file has mode {header.mode}")
-    return (header.height, header.width), header.mode
+    return f"{header.width}x{header.height}", header.mode
 
 
-def _check_embeddings(source: ImageSource, report: CheckReport, decode: bool) -> None:
-    root = source.root
-    folder = root / "embeddings" if isinstance(source, FolderSource) else root.with_name(f"{root.stem}-embeddings")
-    for path in sorted(folder.glob("[!.]*.memmap")):
-        name = f"embeddings/{path.name}"
+def _check_embeddings(source: ImageSource, report: CheckReport) -> None:
+    for path in sorted(embeddings_folder(source.root).glob("[!.]*.memmap")):
+        where = f"embeddings/{path.name}"
         try:
             embeddings = Embeddings.open(path)
         except (DataError, OSError) as error:
-            report.problems.append(Problem(name, str(error)))
+            report.add(str(error), where)
             continue
         report.embeddings[path.stem] = list(embeddings.rows.shape)
         missing = [image for image in source.names if image not in embeddings.row_of]
         if missing:
-            report.problems.append(Problem(name, f"has no row for {len(missing)} images (first: {missing[0]})"))
+            report.add(f"has no row for {len(missing)} images (first: {missing[0]})", where)
         gone = set(embeddings.row_of).difference(source.names)
         if gone:
-            report.problems.append(Problem(name, f"has rows for {len(gone)} images that are not there"))
-        bad = embeddings.non_finite() if decode else []
+            report.add(f"has rows for {len(gone)} images that are not there", where)
+        bad = embeddings.non_finite() if report.decoded else []
         if bad:
-            report.problems.append(Problem(name, f"holds NaN or Inf for {len(bad)} images (first: {bad[0]})"))
+            report.add(f"holds NaN or Inf for {len(bad)} images (first: {bad[0]})", where)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from threedgp.config.schema import Profile
 from threedgp.data.embeddings import Embeddings
 from threedgp.data.images import decode_depth, decode_image, image_size
 from threedgp.data.labels import DATASET_JSON, Labels, load_labels
-from threedgp.data.source import ImageSource, depth_name_of, open_source, stem_of
+from threedgp.data.source import depth_name_of, embeddings_folder, open_source, stem_of
 from threedgp.errors import DataError
 
 SHOWN_NAMES = 3  # how many file names a problem lists
@@ -90,7 +92,7 @@ class TrainingSet(torch.utils.data.Dataset):
         self._labels = (labels.values or {}) if num_classes else {}
         self._angles = labels.angles
         self.names = subset(self.source.names, max_images, seed)
-        problems = self._problems(embedding_dim, use_angles)
+        problems = [*self._problems(embedding_dim, use_angles), *(self._label_problems() if num_classes else [])]
         if problems:
             raise DataError(f"{path} cannot be used for training: " + " ".join(problems))
         yaws = [self._angles[stem_of(name)][0] for name in self.names if stem_of(name) in self._angles]
@@ -103,19 +105,14 @@ class TrainingSet(torch.utils.data.Dataset):
         return len(self.names) * (2 if self.mirror else 1)
 
     def __getitem__(self, index: int) -> Item:
-        flip = index >= len(self.names)
-        name = self.names[index % len(self.names)]
-        image, depth = self._pixels(index % len(self.names), name)
-        if flip:
+        row = index % len(self.names)
+        image, depth = self._pixels(row)
+        if index >= len(self.names):
             image, depth = image.flip(-1), depth.flip(-1)
-        return Item(
-            image=image,
-            depth=depth,
-            label=self.label(index),
-            camera_angles=self.camera_angles(index),
-            embedding=self._embedding(name),
-            index=torch.tensor(index),
-        )
+        embedding = torch.zeros(0)
+        if self.embeddings is not None:
+            embedding = torch.from_numpy(np.array(self.embeddings.rows[self.embeddings.row_of[self.names[row]]]))
+        return Item(image, depth, self.label(index), self.camera_angles(index), embedding, torch.tensor(index))
 
     def label(self, index: int) -> torch.Tensor:
         """Label of an item, float32 [C]: one-hot for integer labels, stored numbers otherwise."""
@@ -144,10 +141,6 @@ class TrainingSet(torch.utils.data.Dataset):
         """Yaw, pitch, roll of every picture, float32 [N, 3]; zeros where the set has none."""
         return torch.tensor([self._angles.get(stem_of(name), (0.0, 0.0, 0.0)) for name in self.names])
 
-    def mean_angles(self) -> torch.Tensor:
-        """Mean yaw, pitch, roll over the set, float64 [3]."""
-        return self.all_angles().double().mean(0)
-
     def require_finite_embeddings(self) -> None:
         """Read all embeddings once. Raises `DataError` naming pictures with NaN or Inf."""
         bad = self.embeddings.non_finite() if self.embeddings is not None else []
@@ -157,24 +150,18 @@ class TrainingSet(torch.utils.data.Dataset):
                 f"{self.embeddings.path} holds NaN or Inf for {_some(sorted(used))}. Delete it and run 3dgp data embed."
             )
 
-    def _pixels(self, row: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pixels(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         if row in self._cache:
             return self._cache[row]
-        size = self.resolution
-        try:
+        name, size = self.names[row], self.resolution
+        with self._named(name):
             image = torch.from_numpy(decode_image(self.source.read(name)))  # [S, S, 3]
             depth = torch.zeros(1, 1, 1, dtype=torch.int32)
             if self.use_depth:
                 pixels = decode_depth(self.source.read(depth_name_of(name)), first_channel=True)
                 depth = torch.from_numpy(pixels.astype(np.int32))[None]  # [1, S, S]
-        except DataError as error:
-            raise DataError(
-                f"{self.source.root}: {name} {error}. Find all such files: 3dgp data check --decode"
-            ) from None
-        if image.shape != (size, size, 3) or (self.use_depth and depth.shape != (1, size, size)):
-            raise DataError(
-                f"{self.source.root}: {name} or its depth map is not {size}x{size}. Find all: 3dgp data check --decode"
-            )
+            if image.shape != (size, size, 3) or (self.use_depth and depth.shape != (1, size, size)):
+                raise DataError(f"or its depth map is not {size}x{size}")
         image = image.permute(2, 0, 1).contiguous()  # [3, S, S]
         worker = torch.utils.data.get_worker_info()
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * (worker.num_workers if worker else 1)
@@ -182,66 +169,61 @@ class TrainingSet(torch.utils.data.Dataset):
             self._cache[row] = image, depth
         return image, depth
 
-    def _embedding(self, name: str) -> torch.Tensor:
-        if self.embeddings is None:
-            return torch.zeros(0)
-        return torch.from_numpy(np.array(self.embeddings.rows[self.embeddings.row_of[name]]))
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Say of which picture an error speaks."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(
+                f"{self.source.root}: {name} {error}. Find all such files: 3dgp data check --decode"
+            ) from None
 
-    def _problems(self, embedding_dim: int, use_angles: bool) -> list[str]:
-        found = []
-        height, width = _first_size(self.source, self.names[0])
+    def _problems(self, embedding_dim: int, use_angles: bool) -> Iterator[str]:
+        with self._named(self.names[0]):
+            height, width = image_size(self.source.read(self.names[0]))
         if (height, width) != (self.resolution, self.resolution):
-            found.append(
+            yield (
                 f"its images are {width}x{height} but the profile says data.resolution={self.resolution}"
                 f" (make that size: 3dgp data resize -s {self.resolution})."
             )
         if self.use_depth:
             maps = set(self.source.depth_names)
-            missing = [name for name in self.names if depth_name_of(name) not in maps]
-            if missing:
-                found.append(
-                    f"{len(missing)} of {len(self.names)} images have no depth map: {_some(missing)} "
-                    "(run 3dgp data depth, merge and resize, or set training.use_depth=false)."
-                )
-        found += self._label_problems()
+            advice = " (run 3dgp data depth, merge and resize, or set training.use_depth=false)"
+            yield from self._without("depth map", lambda name: depth_name_of(name) in maps, advice)
         if self.embeddings is not None:
             if self.embeddings.dim != embedding_dim:
-                found.append(
+                yield (
                     f"the embeddings in {self.embeddings.path.name} have {self.embeddings.dim} numbers but the profile "
                     f"says data.embedding_dim={embedding_dim}."
                 )
-            missing = [name for name in self.names if name not in self.embeddings.row_of]
-            if missing:
-                found.append(f"{len(missing)} images have no embedding: {_some(missing)} (run 3dgp data embed again).")
+            yield from self._without("embedding", self.embeddings.row_of.__contains__, " (run 3dgp data embed again)")
         if use_angles:
-            missing = [name for name in self.names if stem_of(name) not in self._angles]
-            if missing:
-                found.append(f"{len(missing)} images have no camera_angles in {DATASET_JSON}: {_some(missing)}.")
-        return found
+            yield from self._without(f"camera_angles in {DATASET_JSON}", lambda name: stem_of(name) in self._angles)
 
-    def _label_problems(self) -> list[str]:
-        if not self.num_classes:
-            return []
+    def _label_problems(self) -> Iterator[str]:
         if not self._labels:
-            return [
+            yield (
                 f"it has no labels but the profile says data.num_classes={self.num_classes} (put the photos into one "
                 "folder a class and run 3dgp data resize, or set data.num_classes=0)."
-            ]
-        found = []
-        missing = [name for name in self.names if stem_of(name) not in self._labels]
-        if missing:
-            found.append(f"{len(missing)} images have no label in {DATASET_JSON}: {_some(missing)}.")
+            )
+            return
+        yield from self._without(f"label in {DATASET_JSON}", lambda name: stem_of(name) in self._labels)
         used = [self._labels[stem_of(name)] for name in self.names if stem_of(name) in self._labels]
         largest = max((value for value in used if isinstance(value, int)), default=-1)
         count = len(self.classes) if self.classes else largest + 1
         widths = {len(value) for value in used if not isinstance(value, int)}
-        if largest >= self.num_classes or (widths - {self.num_classes}) or (not widths and count != self.num_classes):
-            said = ", ".join(str(width) for width in sorted(widths)) if widths else str(count)
-            found.append(
+        if largest >= self.num_classes or (widths or {count}) != {self.num_classes}:
+            said = ", ".join(map(str, sorted(widths or {count})))
+            yield (
                 f"it has {said} classes but the profile says data.num_classes={self.num_classes} "
                 f"(--set data.num_classes={said})."
             )
-        return found
+
+    def _without(self, what: str, has: Callable[[str], bool], advice: str = "") -> Iterator[str]:
+        missing = [name for name in self.names if not has(name)]
+        if missing:
+            yield f"{len(missing)} of {len(self.names)} images have no {what}: {_some(missing)}{advice}."
 
 
 def open_training_set(profile: Profile, path: Path | str) -> TrainingSet:
@@ -253,7 +235,7 @@ def open_training_set(profile: Profile, path: Path | str) -> TrainingSet:
     data, training, camera = profile.data, profile.training, profile.camera
     embeddings = None
     if profile.loss.distillation.weight > 0:
-        embeddings = embeddings_file(path, data.embedder)
+        embeddings = embeddings_folder(Path(path)) / f"{data.embedder}.memmap"
         if not embeddings.is_file():
             raise DataError(
                 f"The profile distils '{data.embedder}' embeddings but there is no {embeddings}. "
@@ -276,13 +258,6 @@ def open_training_set(profile: Profile, path: Path | str) -> TrainingSet:
     )
 
 
-def embeddings_file(path: Path | str, name: str) -> Path:
-    """Where the embeddings of a set lie: in its folder, or in `<stem>-embeddings` beside a zip."""
-    path = Path(path)
-    folder = path / "embeddings" if path.is_dir() else path.with_name(f"{path.stem}-embeddings")
-    return folder / f"{name}.memmap"
-
-
 def subset(names: list[str], max_images: int | None, seed: int) -> list[str]:
     """A seeded random subset in the original order; all names when `max_images` is None or not smaller."""
     if max_images is None or max_images >= len(names):
@@ -290,13 +265,6 @@ def subset(names: list[str], max_images: int | None, seed: int) -> list[str]:
     order = np.arange(len(names))
     np.random.RandomState(seed % (1 << 31)).shuffle(order)
     return [names[row] for row in np.sort(order[:max_images])]
-
-
-def _first_size(source: ImageSource, name: str) -> tuple[int, int]:
-    try:
-        return image_size(source.read(name))
-    except DataError as error:
-        raise DataError(f"{source.root}: {name} {error}. Find all such files: 3dgp data check --decode") from None
 
 
 def _some(names: list[str]) -> str:

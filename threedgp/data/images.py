@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,11 +73,8 @@ def open_image(data: bytes, background: tuple[int, int, int] = WHITE, reduce: in
         DataError: with the reason only (the caller knows the name): empty, not a picture, cut off, too large, or
             with floating-point pixels.
     """
-    if not data:
-        raise DataError("the file is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
-            _check_pixels(image)
+        with _reasons(data), _open(data) as image:
             if reduce > 1 and image.format == "JPEG":
                 whole = image.width % reduce == image.height % reduce == 0
                 if whole or _orientation(image) == 1:  # else turning would move the partial pixel to the front
@@ -85,11 +84,9 @@ def open_image(data: bytes, background: tuple[int, int, int] = WHITE, reduce: in
             orientation = _orientation(image)
             return rgb.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else rgb
     except DataError:
-        raise
-    except Exception as error:  # a hostile file can make a codec raise anything
-        if _only_the_end_is_missing(data):
-            return open_image(data.removesuffix(b"\xff") + JPEG_END, background, reduce)
-        raise DataError(_reason(error)) from None
+        if not _only_the_end_is_missing(data):
+            raise
+        return open_image(data.removesuffix(b"\xff") + JPEG_END, background, reduce)
 
 
 class Header(NamedTuple):
@@ -106,16 +103,8 @@ def read_header(data: bytes) -> Header:
     Raises:
         DataError: with the reason only.
     """
-    if not data:
-        raise DataError("the file is empty")
-    try:
-        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
-            _check_pixels(image)
-            return Header(*_upright_size(image, data), image.mode)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(_reason(error)) from None
+    with _reasons(data), _open(data) as image:
+        return Header(*_upright_size(image, data), image.mode)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -125,11 +114,8 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 def verify_checksums(data: bytes) -> None:
     """Compare the checksums inside a PNG, which decoding does not do. Raises `DataError` when one is wrong."""
-    try:
-        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
-            image.verify()
-    except Exception as error:
-        raise DataError(_reason(error)) from None
+    with _reasons(data), _open(data) as image:
+        image.verify()
 
 
 def decode_depth(data: bytes, *, first_channel: bool = False) -> np.ndarray:
@@ -144,24 +130,15 @@ def decode_depth(data: bytes, *, first_channel: bool = False) -> np.ndarray:
     Raises:
         DataError: with the reason only.
     """
-    if not data:
-        raise DataError("the file is empty")
-    try:
+    with _reasons(data):
         if data.startswith(b"\x93NUMPY"):
             return _load_npy(data)
-        with Image.open(io.BytesIO(data), formats=DEPTH_FORMATS) as image:
-            _check_pixels(image)
-            if first_channel and image.mode in ("LA", "RGB", "RGBA"):
+        with _open(data, DEPTH_FORMATS) as image:
+            if image.mode == "L" or (first_channel and image.mode in ("LA", "RGB", "RGBA")):
                 return np.array(image.getchannel(0)).astype(np.uint16) * 256
-            if image.mode == "L":
-                return np.array(image).astype(np.uint16) * 256
             if image.mode.startswith("I"):
                 return _sixteen_bit(image)
             raise DataError(f"a depth map needs one channel of 8 or 16 bits, this file has mode {image.mode}")
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(_reason(error)) from None
 
 
 def decode_usable_depth(data: bytes) -> np.ndarray:
@@ -193,9 +170,7 @@ def encode_depth(depth: np.ndarray) -> bytes:
     """Encode uint16 [H, W] as a one-channel 16-bit PNG."""
     if depth.dtype != np.uint16 or depth.ndim != 2:
         raise ValueError(f"a depth map is uint16 [H, W], not {depth.dtype} {list(depth.shape)}")
-    buffer = io.BytesIO()
-    Image.fromarray(depth).save(buffer, "PNG", **PNG_OPTIONS)
-    return buffer.getvalue()
+    return encode_image(Image.fromarray(depth), ".png")
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -214,9 +189,24 @@ def write_depth(path: Path | str, depth: np.ndarray) -> None:
     write_bytes(path, encode_depth(depth))
 
 
-def _check_pixels(image: Image.Image) -> None:
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """A hostile file can make a codec raise anything: turn it into a `DataError` with the reason."""
+    if not data:
+        raise DataError("the file is empty")
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(_reason(error)) from None
+
+
+def _open(data: bytes, formats: tuple[str, ...] = READ_FORMATS) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=formats)
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -278,9 +268,7 @@ def _only_the_end_is_missing(data: bytes) -> bool:
     pixels = []
     for filler in (b"\x00", b"\x5a"):
         try:
-            with Image.open(
-                io.BytesIO(data.removesuffix(b"\xff") + filler * 64 + JPEG_END), formats=("JPEG",)
-            ) as image:
+            with _open(data.removesuffix(b"\xff") + filler * 64 + JPEG_END, ("JPEG",)) as image:
                 pixels.append(image.tobytes())
         except Exception:
             return False

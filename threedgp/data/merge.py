@@ -107,7 +107,7 @@ def merge(
 def match(photos: FolderSource, depth: Path) -> tuple[dict[str, str], list[str]]:
     """Each image's depth map, as seen from the photos, and maps without an image, as seen from the depth folder."""
     apart = depth.resolve() != photos.root.resolve()
-    available = list_files(depth, lambda name: name.lower().endswith((".png", ".tif", ".tiff", ".npy")))
+    available = [name for name in list_files(depth, {}) if name.lower().endswith((".png", ".tif", ".tiff", ".npy"))]
     if not apart:
         available = sorted(set(available).difference(photos.names))
     inside = _by_stem(available, MARKED_ENDINGS + PLAIN_ENDINGS if apart else MARKED_ENDINGS)

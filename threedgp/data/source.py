@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threedgp.errors import DataError
 from threedgp.files import IrregularFileError, open_regular, parse_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -21,6 +24,7 @@ MANIFEST = "manifest.json"
 DATASET_JSON = "dataset.json"
 OWN_NAMES = frozenset({MANIFEST, DATASET_JSON, "classes.json", "scores.csv"})  # in a stage's output
 MAX_FILE_BYTES = 1 << 30
+TOO_LARGE = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB"
 UNREADABLE = "unreadable"  # the stamp of a file that is not there
 MAX_NAME_BYTES = 255  # of one file or folder, in all common file systems
 START_BYTES = 1 << 16
@@ -41,13 +45,8 @@ def is_other_depth_name(name: str) -> bool:
 def is_image_name(name: str) -> bool:
     """True for a name that discovery takes for an image: a known extension in any case, no dot in front."""
     base = name.rsplit("/", 1)[-1]
-    suffix = PurePosixPath(base).suffix.lower()
-    return (
-        suffix in IMAGE_SUFFIXES
-        and not base.startswith(".")
-        and not is_depth_name(base)
-        and not is_other_depth_name(base)
-    )
+    known = PurePosixPath(base).suffix.lower() in IMAGE_SUFFIXES and not base.startswith(".")
+    return known and not is_depth_name(base) and not is_other_depth_name(base)
 
 
 def stem_of(name: str) -> str:
@@ -89,73 +88,92 @@ def classes_of(names: list[str]) -> list[str]:
     return sorted({name.split("/", 1)[0] for name in names if "/" in name})
 
 
-class FolderSource:
-    """The pictures of a folder and its sub-folders.
-
-    Symbolic links are followed, to folders too, but not to a folder that they lie in (so a loop of links ends). Names
-    that start with a dot are passed over. Order: Unicode code points of the whole relative path, `/` between folders.
+class ImageSource:
+    """The pictures of a folder or zip, in the order of Unicode code points of their whole paths, `/` between folders.
 
     Attributes:
-        root: the folder.
+        root: the folder or archive.
         names: relative paths of all images, in order.
         depth_names: relative paths of all depth maps (`*_depth.png`), in order.
-        problems: {path: reason} of files that look like images but can never be read.
+        problems: {path: reason} of files that look like images but can never be read or written.
         left_out: names of visible files that are neither, in order: what a stage passes over it can count and name.
     """
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
+        self.problems: dict[str, str] = {}
+        self.names: list[str] = []
+        self.depth_names: list[str] = []
+        self.left_out: list[str] = []
+
+    def __contains__(self, name: str) -> bool:
+        raise NotImplementedError
+
+    def read(self, name: str, count: int = -1) -> bytes:
+        """The whole file, or its first `count` bytes. Raises `DataError` with the reason when it cannot be read."""
+        raise NotImplementedError
+
+    def stamp(self, name: str) -> str:
+        """Another stamp means that the content may be another; `UNREADABLE` for a file that is not there."""
+        raise NotImplementedError
+
+    def without_names(self) -> Self:
+        """A copy that can only `read`: what is sent to worker processes with every batch of work."""
+        light = copy.copy(self)
+        light.root = self.root.absolute()
+        light.problems, light.names, light.depth_names, light.left_out = {}, [], [], []
+        return light
+
+    def _sort(self, found: list[str]) -> None:
+        for name in found:
+            if is_depth_name(name):
+                self.depth_names.append(name)
+            elif not is_image_name(name):
+                self.left_out.append(name)
+            elif reason := name_problem(name):
+                self.problems[name] = reason
+            else:
+                self.names.append(name)
+
+
+class FolderSource(ImageSource):
+    """The pictures of a folder and its sub-folders.
+
+    Symbolic links are followed, to folders too, but not to a folder that they lie in (so a loop of links ends). Names
+    that start with a dot are passed over.
+    """
+
+    def __init__(self, root: Path | str):
+        super().__init__(root)
         if not self.root.is_dir():
             raise DataError(f"{self.root} is not a folder. Give a folder (or zip) with images.")
-        self.problems: dict[str, str] = {}
-        found = list_files(self.root, problems=self.problems)
-        self.names, self.depth_names, self.left_out = _sort(found, self.problems)
+        self._sort(list_files(self.root, self.problems))
 
     def __contains__(self, name: str) -> bool:
         return (self.root / name).is_file()
 
     def stamp(self, name: str) -> str:
-        """See `file_stamp`."""
         return file_stamp(self._path(name))
 
-    def read(self, name: str) -> bytes:
-        """The whole file. Raises `DataError` with the reason when it cannot be read."""
-        return read_file(self._path(name))
+    def read(self, name: str, count: int = -1) -> bytes:
+        return read_file(self._path(name), count)
 
     def _path(self, name: str) -> Path:
         """A name with `..` (a depth map beside the folder) is meant as it reads, even where the folder is a link."""
         path = self.root / name
         return Path(os.path.normpath(path.absolute())) if name.startswith("../") else path
 
-    def read_start(self, name: str) -> bytes:
-        """The first 64 KiB: enough for most headers. Raises `DataError` with the reason."""
-        return read_file(self.root / name, START_BYTES)
 
-    def without_names(self) -> FolderSource:
-        """A copy that can only `read`: what is sent to worker processes with every batch of work."""
-        return FolderSource.only_to_read(self.root)
-
-    @classmethod
-    def only_to_read(cls, root: Path) -> FolderSource:
-        """A folder whose files are known by name already, so that it need not be listed."""
-        source = cls.__new__(cls)
-        source.root, source.problems = root.absolute(), {}
-        source.names, source.depth_names, source.left_out = [], [], []
-        return source
-
-
-class ZipSource:
-    """The pictures of a zip archive; same attributes and methods as `FolderSource`.
+class ZipSource(ImageSource):
+    """The pictures of a zip archive.
 
     One top folder that holds everything is taken off the names. The object can be sent to other processes: each opens
     the archive for itself.
     """
 
     def __init__(self, path: Path | str):
-        self.root = Path(path)
-        self.problems: dict[str, str] = {}
-        self._handle: tuple[int, zipfile.ZipFile] | None = None
-        self._lock = threading.Lock()
+        super().__init__(path)
+        self.__setstate__({})
         try:
             entries = [info for info in self._archive().infolist() if not info.is_dir()]
         except (OSError, zipfile.BadZipFile) as error:
@@ -170,47 +188,39 @@ class ZipSource:
             if name in self._entries:
                 self.problems[name] = "the archive holds this name twice"
             self._entries[name] = info.filename
-        self.names, self.depth_names, self.left_out = _sort(sorted(self._entries), self.problems)
+        self._sort(sorted(self._entries))
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_handle", "_lock")}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _handle=None, _lock=threading.Lock())
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handle: tuple[int, zipfile.ZipFile] | None = None
+        self._lock = threading.Lock()
 
-    def without_names(self) -> ZipSource:
-        """A copy that can only `read`: what is sent to worker processes with every batch of work."""
-        copy = ZipSource.__new__(ZipSource)
-        copy.__setstate__(
-            {"root": self.root.absolute(), "problems": {}, "names": [], "depth_names": [], "left_out": []}
-        )
-        copy._prefix, copy._entries = self._prefix, {n: f for n, f in self._entries.items() if f != self._prefix + n}
-        return copy
+    def without_names(self) -> Self:
+        light = super().without_names()
+        light._entries = {n: f for n, f in self._entries.items() if f != self._prefix + n}
+        return light
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         return self._archive().getinfo(self._entries.get(name, self._prefix + name))
 
     def stamp(self, name: str) -> str:
-        """Size and checksum: another stamp means another content."""
-        info = self._info(name)
+        try:
+            info = self._info(name)
+        except KeyError:
+            return UNREADABLE
         return f"{info.file_size}-{info.CRC:08x}"
 
-    def read(self, name: str) -> bytes:
-        """The whole entry. Raises `DataError` with the reason when it cannot be read."""
-        return self._read(name)
-
-    def read_start(self, name: str) -> bytes:
-        """The first 64 KiB of an entry. Raises `DataError` with the reason."""
-        return self._read(name, START_BYTES)
-
-    def _read(self, name: str, count: int = -1) -> bytes:
+    def read(self, name: str, count: int = -1) -> bytes:
         try:
             info = self._info(name)
             if count < 0 and info.file_size > MAX_FILE_BYTES:
-                raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+                raise DataError(TOO_LARGE)
             with self._archive().open(info) as entry:
                 return entry.read(count)
         except DataError:
@@ -228,9 +238,6 @@ class ZipSource:
             if self._handle is None or self._handle[0] != os.getpid():
                 self._handle = (os.getpid(), zipfile.ZipFile(self.root))
             return self._handle[1]
-
-
-ImageSource = FolderSource | ZipSource
 
 
 def open_source(path: Path | str, *, allow_empty: bool = False) -> ImageSource:
@@ -252,6 +259,11 @@ def open_source(path: Path | str, *, allow_empty: bool = False) -> ImageSource:
         kinds = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise DataError(f"{path} holds no images. Put files of these kinds there (sub-folders are classes): {kinds}")
     return source
+
+
+def embeddings_folder(path: Path) -> Path:
+    """Where the embeddings of a set lie: in its folder, or in `<stem>-embeddings` beside a zip."""
+    return path / "embeddings" if path.is_dir() else path.with_name(f"{path.stem}-embeddings")
 
 
 def file_stamp(path: Path) -> str:
@@ -288,25 +300,19 @@ def read_file(path: Path, count: int = -1) -> bytes:
         with open_regular(path) as file:
             if count >= 0 or os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES:
                 return file.read(count)
-        raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+        raise DataError(TOO_LARGE)
     except IrregularFileError:
         raise DataError("not a regular file") from None
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})") from None
 
 
-def list_files(
-    root: Path, accept: Callable[[str], bool] = lambda name: True, problems: dict[str, str] | None = None
-) -> list[str]:
-    """Relative paths (`/` between folders) of the regular files below `root` whose path `accept` takes, in order.
+def list_files(root: Path, problems: dict[str, str]) -> list[str]:
+    """Relative paths (`/` between folders) of the visible files below `root`, in order.
 
     What can be seen but not used (a pipe, an unreadable folder, a name that is not UTF-8) goes into `problems`.
     """
-    problems = {} if problems is None else problems
-    return sorted(_walk(root, accept, problems))
-
-
-def _walk(root: Path, accept: Callable[[str], bool], problems: dict[str, str]) -> Iterator[str]:
+    found: list[str] = []
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]  # and the folders each lies in
     while folders:
         folder, above = folders.pop()
@@ -317,50 +323,24 @@ def _walk(root: Path, accept: Callable[[str], bool], problems: dict[str, str]) -
                 continue  # a link to a folder that it lies in
             with os.scandir(root / folder) as entries:
                 for entry in entries:
+                    name = folder + entry.name
                     if entry.name.startswith("."):
                         continue
-                    name = folder + entry.name
                     if entry.is_dir():
                         folders.append((name + "/", here))
-                    elif not _is_utf8(name):
-                        if accept(name):
-                            problems[_printable(name)] = "its name is not valid UTF-8; rename it"
-                    elif accept(name):
-                        if entry.is_file() or entry.is_symlink():  # a dangling link is reported when it is read
-                            yield name
-                        elif is_image_name(name) or is_depth_name(name):
-                            problems[name] = "not a regular file"
+                    elif _printable(name) != name:
+                        problems[_printable(name)] = "its name is not valid UTF-8; rename it"
+                    elif entry.is_file() or entry.is_symlink():  # a dangling link is reported when it is read
+                        found.append(name)
+                    elif is_image_name(name) or is_depth_name(name):
+                        problems[name] = "not a regular file"
         except OSError as error:
             problems[_printable(folder) or "."] = f"the folder cannot be read ({error.strerror or error})"
+    return sorted(found)
 
 
 def _printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _sort(found: list[str], problems: dict[str, str]) -> tuple[list[str], list[str], list[str]]:
-    """Images, depth maps, and other files; images that no stage could write go into `problems` instead."""
-    images: list[str] = []
-    depth_names: list[str] = []
-    others: list[str] = []
-    for name in found:
-        if is_depth_name(name):
-            depth_names.append(name)
-        elif not is_image_name(name):
-            others.append(name)
-        elif reason := name_problem(name):
-            problems[name] = reason
-        else:
-            images.append(name)
-    return images, depth_names, others
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _common_folder(names: list[str]) -> str:
