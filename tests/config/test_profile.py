@@ -119,6 +119,7 @@ def test_merge_goes_into_sections_and_replaces_values():
         ("training.patch.resolution=4", ["training.patch.resolution"]),
         ("model.depth_adaptor.selection_start_p=0.6", ["model.depth_adaptor.selection_start_p", "at most 0.5"]),
         ("training.patch.resolution=64", ["training.patch.resolution"]),
+        ("training.patch={distribution: discrete_uniform, discrete_support: [0.5]}", ["discrete_support", "1 and 1"]),
         ("training.patch.min_scale=0.1", ["training.patch.min_scale", "0.5"]),
         ("training.patch.enabled=false", ["training.patch.conditioning", "hyper_mod"]),
         ("data.resolution=48", ["data.resolution"]),

@@ -6,12 +6,11 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-import torch
 from pydantic import TypeAdapter
 from torch import nn
 
 from threedgp.config.schema import DivergenceConfig
-from threedgp.training.divergence import DivergenceMonitor, Memory, TickReading, all_finite, sample_diversity
+from threedgp.training.divergence import DivergenceMonitor, Memory, TickReading, all_finite
 
 TICK = 4000  # images
 KIMG = 25_000.0  # so that the grace period is 200
@@ -254,12 +253,6 @@ def test_finite_networks_are_told_from_others():
     assert all_finite([good, bad])
     bad.running_mean[1] = math.nan
     assert not all_finite([good, bad])
-
-
-def test_diversity_is_zero_for_one_picture():
-    picture = torch.rand(1, 3, 8, 8)
-    assert sample_diversity(picture.expand(16, -1, -1, -1)) == pytest.approx(0.0, abs=1e-6)
-    assert sample_diversity(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1)) == 1.0
 
 
 def test_what_is_normal_is_learned_before_the_criteria_start():

@@ -5,10 +5,8 @@ import torch
 
 from tests.tools import relative_error
 from threedgp.config.schema import PatchConfig, Profile, TrainingConfig
-from threedgp.errors import ConfigError
 from threedgp.training.patches import (
     PatchParams,
-    beta_variate,
     extract_patches,
     place_patches,
     sample_patches,
@@ -66,15 +64,6 @@ def test_beta_scales_have_the_published_moments(golden, beta):
     assert abs(torch.stack([m.double() for m in moments]).numpy() - expected).max() < 0.005
 
 
-def test_beta_variate_stays_in_its_range():
-    unit = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    for beta in (0.001, 0.8, 3.0):
-        x = beta_variate(unit, beta)
-        assert x[0] == 0
-        assert (x >= 0).all()
-        assert (x <= 1).all()
-
-
 @pytest.mark.parametrize("distribution", ["beta", "uniform", "discrete_uniform"])
 @pytest.mark.parametrize("kimg", [0.0, 3000.0, LATE])
 def test_patches_lie_inside_the_image(distribution, kimg):
@@ -111,18 +100,6 @@ def test_reference_groups_are_neighbours():
 def test_a_group_larger_than_the_batch_is_the_batch():
     params = sample(2, PatchConfig(min_scale=0.25), LATE, generator(), group_size=4)
     assert (params.scales[0] == params.scales[1]).all()
-
-
-def test_a_batch_that_does_not_divide_is_refused_with_the_keys():
-    with pytest.raises(ConfigError, match="batch_gpu"):
-        sample(6, PatchConfig(min_scale=0.25), 0.0, generator(), group_size=4)
-
-
-def test_a_support_without_an_allowed_value_is_refused():
-    config = PatchConfig(min_scale=0.25, distribution="discrete_uniform", discrete_support=[0.25, 0.5])
-    with pytest.raises(ConfigError, match="discrete_support"):
-        sample(4, config, 0.0, generator(), group_size=4)
-    sample(4, config, LATE, generator(), group_size=4)
 
 
 def test_the_same_generator_state_gives_the_same_patches():

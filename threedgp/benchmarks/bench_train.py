@@ -28,8 +28,7 @@ from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.training.draws import Draws
 from threedgp.training.ema import ema_beta, update_ema
-from threedgp.training.gradients import average_gradients
-from threedgp.training.parameters import require_gradients
+from threedgp.training.gradients import average_gradients, require_gradients
 from threedgp.training.phases import Phase, RealBatch, Setup, phases, set_trainable
 from threedgp.training.schedules import schedule_values
 from threedgp.training.state import TrainingState

@@ -127,8 +127,13 @@ def _patch_problems(profile: Profile) -> list[str]:
         )
     if patch.min_scale is not None and patch.min_scale > patch.max_scale:
         found.append("training.patch.min_scale is larger than training.patch.max_scale.")
-    if patch.distribution == "discrete_uniform" and not patch.discrete_support:
-        found.append("training.patch.discrete_support is empty.")
+    first = profile.patch_law.min_scale if patch.anneal_kimg == 0 else patch.max_scale  # smallest at the start
+    allowed = [scale for scale in patch.discrete_support if first <= scale <= patch.max_scale]
+    if patch.distribution == "discrete_uniform" and not allowed:
+        found.append(
+            f"training.patch.discrete_support has no value between {first:g} and {patch.max_scale:g}, the "
+            "scales at the start."
+        )
     return found
 
 

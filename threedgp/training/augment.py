@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 from threedgp.config.schema import AdaptiveAugmentConfig, AugmentMultipliers
 from threedgp.ops.fir import setup_filter, upfirdn2d
 from threedgp.ops.warp import warp
+from threedgp.training.draws import Draws
 
 # fmt: off
 LOWPASS_TAPS = (  # symlet-6: band-limits the doubled image in which geometry happens
@@ -29,16 +30,6 @@ BANK_TAPS = (-0.12940952255092145, 0.22414386804185735, 0.8365163037378079, 0.48
 BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # expected power of natural images in the four bands
 GEOMETRIC = ("xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac")
 COLOR = ("brightness", "contrast", "lumaflip", "hue", "saturation")
-
-
-class AugmentDraws(Protocol):
-    """Random numbers by name: on the host for parameters, on the images' device for whole fields."""
-
-    def uniform(self, name: str, *shape: int) -> Tensor: ...
-
-    def normal(self, name: str, *shape: int) -> Tensor: ...
-
-    def field(self, name: str, *shape: int) -> Tensor: ...
 
 
 class AugmentController:
@@ -56,11 +47,10 @@ class AugmentController:
 
     def report(self, real_logits: Tensor) -> None:
         """Take note of the logits of real images, [B]."""
-        if self.config.mode != "ada":
-            return
-        signs = real_logits.detach().sign().double()
-        sums = torch.stack([signs.sum(), torch.full_like(signs[0], len(signs))])
-        self._local = sums if self._local is None else self._local + sums
+        if self.config.mode == "ada":
+            signs = real_logits.detach().sign().double()
+            sums = torch.stack([signs.sum(), torch.full_like(signs[0], len(signs))])
+            self._local = sums if self._local is None else self._local + sums
 
     def step(self, iteration: int, batch_size: int, reduce: Callable[[Tensor], Tensor]) -> None:
         """To be called after every iteration by all processes; adjusts p every `interval` iterations.
@@ -85,18 +75,18 @@ class AugmentController:
         direction = (mean_sign > self.config.target) - (mean_sign < self.config.target)
         self.p = min(max(self.p + direction * size, 0.0), 1.0)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """The same on all processes between iterations; plain numbers."""
         return {"p": self.p, "signs": self._total.tolist()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; a fixed strength follows the profile."""
         if self.config.mode == "ada":
             self.p = state["p"]
             self._total, self._local = torch.tensor(state["signs"], dtype=torch.float64), None
 
 
-def augment(images: Tensor, p: float, multipliers: AugmentMultipliers, draws: AugmentDraws) -> Tensor:
+def augment(images: Tensor, p: float, multipliers: AugmentMultipliers, draws: Draws) -> Tensor:
     """Transform every sample at random.
 
     Args:
@@ -109,40 +99,49 @@ def augment(images: Tensor, p: float, multipliers: AugmentMultipliers, draws: Au
         Images of the same shape, not clamped, differentiable to any order. Even when no transform happens to be
         chosen, configured geometric ones low-pass the image slightly.
     """
-    batch, _, height, width = images.shape
-    choice = _Choice(batch, p, multipliers, draws)
-    if any(getattr(multipliers, name) > 0 for name in GEOMETRIC):
-        images = transform_geometry(images, geometric_matrices(choice, width, height))
-    if any(getattr(multipliers, name) > 0 for name in COLOR):
+    choice = _Choice(len(images), p, multipliers, draws)
+    if any(choice.active(name) for name in GEOMETRIC):
+        images = transform_geometry(images, geometric_matrices(choice, images.shape[3], images.shape[2]))
+    if any(choice.active(name) for name in COLOR):
         images = transform_color(images, color_matrices(choice))
-    if multipliers.imgfilter > 0:
-        images = _filter_bands(images, choice)
-    if multipliers.noise > 0:
-        images = _add_noise(images, choice)
-    if multipliers.cutout > 0:
-        images = _cut_out(images, choice)
+    for name, change in (("imgfilter", _filter_bands), ("noise", _add_noise), ("cutout", _cut_out)):
+        if choice.active(name):
+            images = change(images, choice)
     return images
 
 
 class _Choice:
-    """Draws a transform's parameter for each sample, or the value that changes nothing where it is not chosen."""
+    """Draws a transform's parameter for each sample, or the neutral one, which changes nothing, where it is not chosen.
 
-    def __init__(self, batch: int, p: float, multipliers: AugmentMultipliers, draws: AugmentDraws):
+    Nothing is drawn for a transform that is switched off.
+    """
+
+    def __init__(self, batch: int, p: float, multipliers: AugmentMultipliers, draws: Draws):
         self.batch, self.p, self.multipliers, self.draws = batch, p, multipliers, draws
 
-    def active(self, name: str) -> bool:
-        return getattr(self.multipliers, name) > 0
+    def active(self, transform: str) -> bool:
+        return getattr(self.multipliers, transform) > 0
 
-    def probability(self, name: str) -> float:
-        return getattr(self.multipliers, name) * self.p
+    def uniform(self, name: str, neutral: float, parameter: Callable[[Tensor], Tensor], *shape: int) -> Tensor:
+        """[B, *shape] parameters of uniform numbers."""
+        return self._drawn(self.draws.uniform, name, neutral, parameter, shape)
 
-    def uniform(self, name: str, *shape: int) -> Tensor:
-        return self.draws.uniform(f"{name}/value", self.batch, *shape)
+    def normal(self, name: str, neutral: float, parameter: Callable[[Tensor], Tensor], *shape: int) -> Tensor:
+        """[B, *shape] parameters of standard normal numbers."""
+        return self._drawn(self.draws.normal, name, neutral, parameter, shape)
 
-    def normal(self, name: str, *shape: int) -> Tensor:
-        return self.draws.normal(f"{name}/value", self.batch, *shape)
+    def _drawn(self, draw: Callable, name: str, neutral: float, parameter: Callable, shape: tuple[int, ...]) -> Tensor:
+        transform = name.split("_")[0]  # rotate_pre and rotate_post are one
+        if not self.active(transform):
+            return torch.full((self.batch, *shape), neutral)
+        return self.gate(name, parameter(draw(f"{name}/value", self.batch, *shape)), neutral)
 
-    def gate(self, name: str, value: Tensor, neutral: float, probability: float) -> Tensor:
+    def gate(self, name: str, value: Tensor, neutral: float) -> Tensor:
+        """`value` [B, ...] of the samples for which the transform is chosen, `neutral` for the others."""
+        transform = name.split("_")[0]
+        probability = getattr(self.multipliers, transform) * self.p
+        if transform == "rotate":  # twice, around the stretching: together they happen with the wanted probability
+            probability = 1 - math.sqrt(1 - min(probability, 1.0))
         chosen = self.draws.uniform(f"{name}/gate", self.batch) < probability
         return torch.where(chosen.reshape(-1, *[1] * (value.ndim - 1)), value, neutral)
 
@@ -152,35 +151,18 @@ class _Choice:
 
 def geometric_matrices(choice: _Choice, width: int, height: int) -> Tensor:
     """[B, 3, 3] maps from output to input pixel coordinates, origin at the image centre, x right, y down."""
-    m = torch.eye(3).expand(choice.batch, 3, 3)
     size = torch.tensor([width, height])
-    if choice.active("xflip"):
-        i = choice.gate("xflip", (choice.uniform("xflip") * 2).floor(), 0.0, choice.probability("xflip"))
-        m = m @ _scaling(1 - 2 * i, torch.ones_like(i))
-    if choice.active("rotate90"):
-        i = choice.gate("rotate90", (choice.uniform("rotate90") * 4).floor(), 0.0, choice.probability("rotate90"))
-        m = m @ _rotation(i * (math.pi / 2))
-    if choice.active("xint"):
-        t = choice.gate("xint", (choice.uniform("xint", 2) * 2 - 1) * 0.125, 0.0, choice.probability("xint"))
-        m = m @ _translation(-(t * size).round())
-    if choice.active("scale"):
-        s = choice.gate("scale", torch.exp2(0.2 * choice.normal("scale")), 1.0, choice.probability("scale"))
-        m = m @ _scaling(1 / s, 1 / s)
-    # Two independent rotations around the stretching: together they happen with the wanted probability.
-    rotate_once = 1 - math.sqrt(1 - min(choice.probability("rotate"), 1.0))
-    if choice.active("rotate"):
-        angle = (choice.uniform("rotate_pre") * 2 - 1) * math.pi
-        m = m @ _rotation(choice.gate("rotate_pre", angle, 0.0, rotate_once))
-    if choice.active("aniso"):
-        s = choice.gate("aniso", torch.exp2(0.2 * choice.normal("aniso")), 1.0, choice.probability("aniso"))
-        m = m @ _scaling(1 / s, s)
-    if choice.active("rotate"):
-        angle = (choice.uniform("rotate_post") * 2 - 1) * math.pi
-        m = m @ _rotation(choice.gate("rotate_post", angle, 0.0, rotate_once))
-    if choice.active("xfrac"):
-        t = choice.gate("xfrac", 0.125 * choice.normal("xfrac", 2), 0.0, choice.probability("xfrac"))
-        m = m @ _translation(-t * size)
-    return m
+    flip = choice.uniform("xflip", 0.0, lambda u: (u * 2).floor())
+    turns = choice.uniform("rotate90", 0.0, lambda u: (u * 4).floor())
+    pixels = choice.uniform("xint", 0.0, lambda u: (u * 2 - 1) * 0.125, 2)
+    scale = choice.normal("scale", 1.0, lambda n: torch.exp2(0.2 * n))
+    before = choice.uniform("rotate_pre", 0.0, lambda u: (u * 2 - 1) * math.pi)
+    stretch = choice.normal("aniso", 1.0, lambda n: torch.exp2(0.2 * n))
+    after = choice.uniform("rotate_post", 0.0, lambda u: (u * 2 - 1) * math.pi)
+    shift = choice.normal("xfrac", 0.0, lambda n: 0.125 * n, 2)
+    m = _scaling(1 - 2 * flip, torch.ones_like(flip)) @ _rotation(turns * (math.pi / 2))
+    m = m @ _translation(-(pixels * size).round()) @ _scaling(1 / scale, 1 / scale) @ _rotation(before)
+    return m @ _scaling(1 / stretch, stretch) @ _rotation(after) @ _translation(-shift * size)
 
 
 def transform_geometry(images: Tensor, m: Tensor) -> Tensor:
@@ -193,7 +175,7 @@ def transform_geometry(images: Tensor, m: Tensor) -> Tensor:
     f = setup_filter(LOWPASS_TAPS).to(images.device)
     images = upfirdn2d(images, f, up=2, padding=(6, 5, 6, 5), gain=4.0)
     half_pixel = torch.full((1, 2), 0.5)
-    m = _scale_by(2.0) @ m @ _scale_by(0.5)
+    m = torch.diag(torch.tensor([2.0, 2.0, 1.0])) @ m @ torch.diag(torch.tensor([0.5, 0.5, 1.0]))
     m = _translation(-half_pixel) @ m @ _translation(half_pixel)
 
     out_height, out_width = 2 * (height + 2 * MARGIN), 2 * (width + 2 * MARGIN)
@@ -218,11 +200,8 @@ def _margins(m: Tensor, width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def _scaling(x: Tensor, y: Tensor) -> Tensor:
+    """Two times [B] -> [B, 3, 3]."""
     return torch.diag_embed(torch.stack([x, y, torch.ones_like(x)], dim=-1))
-
-
-def _scale_by(factor: float) -> Tensor:
-    return torch.diag(torch.tensor([factor, factor, 1.0]))
 
 
 def _translation(t: Tensor) -> Tensor:
@@ -243,46 +222,33 @@ def _rotation(angle: Tensor) -> Tensor:
 
 def color_matrices(choice: _Choice) -> Tensor:
     """[B, 4, 4] homogeneous maps of RGB."""
-    k = torch.eye(4).expand(choice.batch, 4, 4)
     gray = torch.tensor([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
-    luma = torch.outer(gray, gray)
-    identity = torch.eye(4)
-    if choice.active("brightness"):
-        b = choice.gate("brightness", 0.2 * choice.normal("brightness"), 0.0, choice.probability("brightness"))
-        m = identity.repeat(choice.batch, 1, 1)
-        m[:, :3, 3] = b[:, None]
-        k = m @ k
-    if choice.active("contrast"):
-        c = choice.gate("contrast", torch.exp2(0.5 * choice.normal("contrast")), 1.0, choice.probability("contrast"))
-        k = torch.diag_embed(torch.stack([c, c, c, torch.ones_like(c)], dim=-1)) @ k
-    if choice.active("lumaflip"):
-        i = choice.gate("lumaflip", (choice.uniform("lumaflip") * 2).floor(), 0.0, choice.probability("lumaflip"))
-        k = (identity - 2 * i[:, None, None] * luma) @ k
-    if choice.active("hue"):
-        angle = (choice.uniform("hue") * 2 - 1) * math.pi
-        k = _hue_rotation(choice.gate("hue", angle, 0.0, choice.probability("hue"))) @ k
-    if choice.active("saturation"):
-        s = choice.gate("saturation", torch.exp2(choice.normal("saturation")), 1.0, choice.probability("saturation"))
-        k = (luma + (identity - luma) * s[:, None, None]) @ k
-    return k
+    identity, luma = torch.eye(4), torch.outer(gray, gray)
+    k = identity.repeat(choice.batch, 1, 1)
+    k[:, :3, 3] = choice.normal("brightness", 0.0, lambda n: 0.2 * n)[:, None]
+    contrast = choice.normal("contrast", 1.0, lambda n: torch.exp2(0.5 * n))
+    k = torch.diag_embed(torch.stack([contrast, contrast, contrast, torch.ones_like(contrast)], dim=-1)) @ k
+    flip = choice.uniform("lumaflip", 0.0, lambda u: (u * 2).floor())
+    k = (identity - 2 * flip[:, None, None] * luma) @ k
+    k = _hue_rotation(choice.uniform("hue", 0.0, lambda u: (u * 2 - 1) * math.pi)) @ k
+    saturation = choice.normal("saturation", 1.0, torch.exp2)
+    return (luma + (identity - luma) * saturation[:, None, None]) @ k
 
 
 def transform_color(images: Tensor, k: Tensor) -> Tensor:
     """Apply [B, 4, 4] colour maps to the first three channels of [B, C, H, W]."""
     k = k.to(images.device, non_blocking=True)
     rgb = k[:, :3, :3] @ images[:, :3].flatten(2) + k[:, :3, 3:]
-    rgb = rgb.reshape_as(images[:, :3])
-    return rgb if images.shape[1] == 3 else torch.cat([rgb, images[:, 3:]], dim=1)
+    return torch.cat([rgb.reshape_as(images[:, :3]), images[:, 3:]], dim=1)
 
 
 def _hue_rotation(angle: Tensor) -> Tensor:
     """Rotation about the grey axis, [B] radians -> [B, 4, 4] (Rodrigues' formula)."""
     u = 1 / math.sqrt(3)
     cross = torch.tensor([[0.0, -u, u], [u, 0.0, -u], [-u, u, 0.0]])
-    outer = torch.full((3, 3), 1 / 3)
     c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
     m = torch.eye(4).repeat(len(angle), 1, 1)
-    m[:, :3, :3] = c * torch.eye(3) + s * cross + (1 - c) * outer
+    m[:, :3, :3] = c * torch.eye(3) + s * cross + (1 - c) * (1 / 3)
     return m
 
 
@@ -313,9 +279,8 @@ def _filter_bands(images: Tensor, choice: _Choice) -> Tensor:
     power = torch.tensor(BAND_POWER)
     gain = torch.ones(batch, 4)
     for i in range(4):
-        name = f"imgfilter_band{i}"
         t = torch.ones(batch, 4)
-        t[:, i] = choice.gate(name, torch.exp2(choice.normal(name)), 1.0, choice.probability("imgfilter"))
+        t[:, i] = choice.normal(f"imgfilter_band{i}", 1.0, torch.exp2)
         gain = gain * t / (power * t.square()).sum(dim=1, keepdim=True).sqrt()
     taps = gain @ filter_bank()  # [B, 43]
     taps = taps.to(images.device, non_blocking=True).repeat_interleave(channels, dim=0)[:, None, None]
@@ -335,8 +300,7 @@ def _mirrored(length: int, reach: int, device: torch.device) -> Tensor:
 
 
 def _add_noise(images: Tensor, choice: _Choice) -> Tensor:
-    sigma = choice.draws.normal("noise/sigma", choice.batch).abs()
-    sigma = 0.1 * choice.gate("noise", sigma, 0.0, choice.probability("noise"))
+    sigma = 0.1 * choice.gate("noise", choice.draws.normal("noise/sigma", choice.batch).abs(), 0.0)
     field = choice.draws.field("noise/field", *images.shape)
     return images + field * sigma.to(images.device, non_blocking=True)[:, None, None, None]
 
@@ -344,7 +308,7 @@ def _add_noise(images: Tensor, choice: _Choice) -> Tensor:
 def _cut_out(images: Tensor, choice: _Choice) -> Tensor:
     """Blank a box of half the side."""
     height, width = images.shape[2:]
-    size = choice.gate("cutout", torch.full((choice.batch,), 0.5), 0.0, choice.probability("cutout"))
+    size = choice.gate("cutout", torch.full((choice.batch,), 0.5), 0.0)
     center = choice.draws.uniform("cutout/center", choice.batch, 2)
     x = ((torch.arange(width) + 0.5) / width - center[:, :1]).abs() < size[:, None] / 2  # [B, W]
     y = ((torch.arange(height) + 0.5) / height - center[:, 1:]).abs() < size[:, None] / 2  # [B, H]

@@ -25,17 +25,12 @@ def blur_taps(sigma: float, radius: int) -> Tensor:
 
 
 def blur(images: Tensor, sigma: float, radius: int | None = None) -> Tensor:
-    """Blur every channel of [B, C, H, W]; the outside counts as zero and the size stays.
+    """Blur every channel of [B, C, H, W], `sigma` and `radius` (of the support, default floor(3 sigma)) in pixels.
 
-    Args:
-        sigma: width in pixels.
-        radius: support on each side in pixels; default floor(3 sigma).
+    The outside counts as zero and the size stays.
     """
     radius = blur_radius(sigma) if radius is None else radius
-    if radius == 0:
-        return images
-    taps = blur_taps(sigma, radius).to(images.device)
-    return filter2d(images, taps)
+    return filter2d(images, blur_taps(sigma, radius).to(images.device)) if radius else images
 
 
 def blur_discriminator_input(images: Tensor, sigma: float) -> Tensor:
@@ -45,9 +40,7 @@ def blur_discriminator_input(images: Tensor, sigma: float) -> Tensor:
     fakes away at once.
     """
     radius = blur_radius(sigma)
-    if radius == 0:
-        return images
     images = blur(images, sigma)
-    if images.shape[1] == 3:
+    if radius == 0 or images.shape[1] == 3:
         return images
     return torch.cat([images[:, :3], blur(images[:, 3:], DEPTH_SIGMA, radius)], dim=1)

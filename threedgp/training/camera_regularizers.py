@@ -7,7 +7,7 @@ radius. The camera adaptor maps a prior row to a posterior row. Seven of the num
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,14 @@ from torch import Tensor
 from threedgp.config.schema import CameraRegularizerConfig, GradientPenaltyConfig, TransportConfig
 
 PARAMETERS = ("yaw", "pitch", "fov", "radius", "look_at_yaw", "look_at_pitch", "look_at_radius")
-COLUMNS = (0, 1, 3, 4, 5, 6, 7)  # of the 8-vector, in the order of PARAMETERS
+COLUMNS = [0, 1, 3, 4, 5, 6, 7]  # of the 8-vector, in the order of PARAMETERS
 RECIPROCAL_EPS = 1e-4  # keeps 1/|g| finite for a camera that ignores its prior
 
 Adaptor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(prior [n, 8], z [n, z_dim], c [n, c_dim]) -> posterior [n, 8], each row from its own row only."""
 
 
-@dataclass(frozen=True)
-class CameraSamples:
+class CameraSamples(NamedTuple):
     """Random inputs of the camera adaptor: prior cameras [n, 8], latents [n, z_dim], one-hot classes [n, c_dim]."""
 
     prior: Tensor
@@ -32,24 +31,17 @@ class CameraSamples:
 
 
 def transport_terms(prior: Tensor, posterior: Tensor) -> Tensor:
-    """Squared transport distance between the two samples of each parameter, [7].
+    """Squared transport distance between the two samples [n, 8] of each parameter, [7].
 
     In one dimension the optimal plan pairs the sorted values, so no general solver is needed.
-
-    Args:
-        prior, posterior: [n, 8].
     """
-    columns = list(COLUMNS)
-    target = prior[:, columns].sort(dim=0).values
-    return (posterior[:, columns].sort(dim=0).values - target).square().mean(dim=0)
+    target = prior[:, COLUMNS].sort(dim=0).values
+    return (posterior[:, COLUMNS].sort(dim=0).values - target).square().mean(dim=0)
 
 
 def own_derivatives(prior: Tensor, posterior: Tensor) -> Tensor:
-    """g = d posterior_j / d prior_j per sample, [n, 7], differentiable.
-
-    Args:
-        prior: [n, 8], requiring gradients.
-        posterior: [n, 8] computed from it row by row.
+    """g = d posterior_j / d prior_j per sample, [n, 7], differentiable, of posteriors [n, 8] computed row by row from
+    priors [n, 8] that require gradients.
     """
     columns = []
     for j in COLUMNS:
@@ -60,10 +52,8 @@ def own_derivatives(prior: Tensor, posterior: Tensor) -> Tensor:
 
 
 def gradient_penalty_terms(derivatives: Tensor) -> Tensor:
-    """mean(|g| + 1/|g|) of each parameter, [7]: smallest (2) where posterior and prior move alike (3DGP Eq. 5).
-
-    Args:
-        derivatives: g [n, 7].
+    """mean(|g| + 1/|g|) of each parameter's derivatives g [n, 7]: [7], smallest (2) where posterior and prior move
+    alike (3DGP Eq. 5).
     """
     size = derivatives.abs()
     return (size + 1.0 / (size + RECIPROCAL_EPS)).mean(dim=0)
@@ -100,16 +90,14 @@ def camera_regularization(
         Weighted loss terms by name, scalars to be added to the generator's loss; and the unweighted seven terms [7]
         of emd and gradient_penalty, for the log.
     """
-    counts = {}
-    if config.emd.enabled and transport_multiplier > 0:
-        counts["emd"] = config.emd.num_samples
-    if config.gradient_penalty.enabled:
-        counts["gradient_penalty"] = config.gradient_penalty.num_samples
-    if config.force_mean.weight > 0:
-        counts["force_mean"] = config.force_mean.num_samples
+    wanted = {
+        "emd": config.emd.enabled and transport_multiplier > 0,
+        "gradient_penalty": config.gradient_penalty.enabled,
+        "force_mean": config.force_mean.weight > 0,
+    }
+    counts = {name: getattr(config, name).num_samples for name, on in wanted.items() if on}
     if not counts:
         return {}, {}
-
     samples = {name: draw(name, count) for name, count in counts.items()}
     priors = {name: sample.prior.detach() for name, sample in samples.items()}
     if "gradient_penalty" in priors:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from threedgp.config.schema import DivergenceConfig
 
@@ -26,23 +27,10 @@ LOGIT_LIMIT = 100.0  # mean absolute logit
 COLLAPSED_SHARE, COLLAPSED_READINGS = 0.2, 3  # of the usual diversity, at so many readings on end
 METRIC_FACTOR, METRIC_MARGIN, METRIC_EVALUATIONS = 1.5, 15.0, 2  # worse than the best by both, in evaluations on end,
 METRIC_COLLAPSE = 3.0  # or this much worse once
+SETTLE = 0.2  # of the grace period the lasting criteria rest after a rollback
 LOSS_HISTORY = 50  # quiet ticks whose generator losses tell what is normal
 DIVERSITY_HISTORY = 20  # quiet readings of the samples' diversity
 CANDIDATES = 6  # checkpoints that a run may go back to
-
-
-class Spans(NamedTuple):
-    """Stretches of training in thousand images; all follow from `training.divergence.grace` and `training.kimg`."""
-
-    grace: float  # criteria that need experience rest for so long at the start of a run
-    settle: float  # and so long after a rollback
-    step_back: float  # a checkpoint this shortly before the trouble may be infected already
-    beyond: float  # trouble is over when a checkpoint this far beyond it has proved healthy
-
-    @classmethod
-    def of(cls, config: DivergenceConfig, kimg: float) -> Spans:
-        grace = config.grace * kimg
-        return cls(grace, settle=grace / 5, step_back=grace / 2, beyond=2 * grace)
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,7 @@ class TickReading:
         means: means of the statistics that the phases report, by name.
         steps, bad_steps: optimiser steps of the tick, and those with a non-finite gradient element.
         weights_finite: all parameters of the networks and of the average are finite.
-        diversity: see `sample_diversity`.
+        diversity: how much a fixed set of samples differs; 0 when all are the same.
         scores: every value of the metrics evaluated at this tick, by name.
         metric: the main metric among them, if lower is better.
     """
@@ -76,6 +64,13 @@ class TickReading:
     def is_finite(self) -> bool:
         """Whether weights and losses are; if not, nothing else needs to be looked at."""
         return self.weights_finite and all(math.isfinite(value) for value in self.losses.values())
+
+    def record(self) -> dict[str, Any]:
+        """The reading as JSON can hold it: NaN and infinity as text."""
+        values = {**asdict(self), **self.losses, **self.scores}
+        del values["means"], values["scores"]
+        odd = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        return {name: str(value) if name in odd else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -127,14 +122,13 @@ class DivergenceMonitor:
 
     Args:
         config: `training.divergence` of the profile.
-        kimg: length of the run in thousand images, of which the spans are shares.
+        kimg: length of the run in thousand images, of which the grace period is a share.
     """
 
     def __init__(self, config: DivergenceConfig, kimg: float):
-        self.config, self.spans = config, Spans.of(config, kimg)
+        self.config = config
+        self.grace = 1000 * config.grace * kimg  # images
         self.memory = Memory()
-
-    # ---------------------------------------------------------------------------------------------------- checkpoints
 
     def wants_candidate(self, tick: int) -> bool:
         """Whether a checkpoint to fall back to is due after this many finished ticks."""
@@ -142,9 +136,8 @@ class DivergenceMonitor:
 
     def note_checkpoint(self, nimg: int) -> None:
         """Count a checkpoint that is about to be saved among the candidates; the oldest are forgotten."""
-        self.memory.candidates = [c for c in self.memory.candidates if c.nimg != nimg]
-        self.memory.candidates.append(Candidate(nimg))
-        self.memory.candidates = self.memory.candidates[-CANDIDATES:]
+        others = [c for c in self.memory.candidates if c.nimg != nimg]
+        self.memory.candidates = [*others, Candidate(nimg)][-CANDIDATES:]
 
     def kept(self) -> list[int]:
         """Image counts of the checkpoints that must not be deleted."""
@@ -161,19 +154,27 @@ class DivergenceMonitor:
         self.memory.rolled_back_nimg = nimg
         self.memory.streaks = {}
 
-    # ------------------------------------------------------------------------------------------------------ criteria
-
     def observe(self, reading: TickReading) -> Trigger | None:
         """Take note of a tick; a trigger when the run has diverged."""
         if not self.config.enabled:
             return None
-        experienced = self._is_experienced(reading.nimg)
+        back = self.memory.rolled_back_nimg
+        experienced = reading.nimg >= self.grace and (back is None or reading.nimg >= back + SETTLE * self.grace)
         fired = self._immediate(reading) or (self._lasting(reading) if experienced else None)
         if fired is not None:
             _, first = self.memory.streaks.get(fired, (1, reading.nimg))
-            return Trigger(fired, first, reading.nimg, self._values(reading))
+            return Trigger(fired, first, reading.nimg, reading.record())
         self._learn(reading, experienced)
         return None
+
+    def _count(self, criterion: str, by: int, nimg: int) -> int:
+        """Length of the criterion's streak, which grows `by` so much, or ends where that is 0."""
+        if by == 0:
+            self.memory.streaks.pop(criterion, None)
+            return 0
+        count, first = self.memory.streaks.get(criterion, (0, nimg))
+        self.memory.streaks[criterion] = (count + by, first)
+        return count + by
 
     def _immediate(self, reading: TickReading) -> str | None:
         """A criterion that holds from the first tick on."""
@@ -181,101 +182,50 @@ class DivergenceMonitor:
             return "non-finite value"
         if not all(math.isfinite(value) for value in reading.scores.values()):
             return "non-finite score"
-        criterion = "non-finite gradients"
-        if reading.bad_steps <= BAD_STEPS_SHARE * max(reading.steps, 1):
-            self.memory.streaks.pop(criterion, None)
-            return None
-        count, first = self.memory.streaks.get(criterion, (0, reading.nimg))
-        self.memory.streaks[criterion] = (count + reading.bad_steps, first)
-        return criterion if count + reading.bad_steps >= MIN_BAD_STEPS else None
-
-    def _is_experienced(self, nimg: int) -> bool:
-        settled = (
-            self.memory.rolled_back_nimg is None or nimg >= self.memory.rolled_back_nimg + 1000 * self.spans.settle
-        )
-        return settled and nimg >= 1000 * self.spans.grace
+        accident = reading.bad_steps <= BAD_STEPS_SHARE * max(reading.steps, 1)
+        count = self._count("non-finite gradients", 0 if accident else reading.bad_steps, reading.nimg)
+        return "non-finite gradients" if count >= MIN_BAD_STEPS else None
 
     def _lasting(self, reading: TickReading) -> str | None:
-        """The first criterion that has held long enough."""
-        patience = self.config.patience
+        """The first criterion that has held long enough. What was not measured leaves its streak as it is."""
+        memory, config = self.memory, self.config
+        seen = defaultdict(lambda: math.nan, reading.means)
+        won = seen["Loss/signs/real"] > SATURATED_SIGN and seen["Loss/signs/fake"] < -SATURATED_SIGN
+        normal = statistics.median(memory.generator_losses) if memory.generator_losses else 0.0
+        limit = max(config.generator_loss_floor, config.generator_loss_factor * normal)
+        large = any(seen[f"Loss/abs_scores/{side}"] > LOGIT_LIMIT for side in ("real", "fake"))
         checks = {
-            "saturated discriminator": (self._is_saturated(reading.means), patience),
-            "generator loss": (self._is_generator_loss_high(reading.means), patience),
-            "logit size": (self._is_logit_large(reading.means), patience),
-            "collapsed samples": (self._is_collapsed(reading.diversity), COLLAPSED_READINGS),
-            "metric": (self._is_metric_bad(reading.metric), METRIC_EVALUATIONS),
+            "saturated discriminator": (won and seen["Loss/D/loss"] < SATURATED_LOSS, config.patience),
+            "generator loss": (seen["Loss/G/loss"] > limit, config.patience),
+            "logit size": (large, config.patience),
         }
-        fired = [name for name, (bad, needed) in checks.items() if self._count(name, bad, reading.nimg) >= needed]
-        if reading.metric is not None and reading.metric > METRIC_COLLAPSE * (self.memory.best_metric or math.inf):
-            fired.append("metric")
+        if reading.diversity is not None and memory.diversities:
+            usual = reading.diversity >= COLLAPSED_SHARE * statistics.median(memory.diversities)
+            checks["collapsed samples"] = (not usual, COLLAPSED_READINGS)
+        metric, best = reading.metric, memory.best_metric
+        if metric is not None and best is not None:
+            collapsed = 0 < METRIC_COLLAPSE * best < metric
+            worse = metric > METRIC_FACTOR * best and metric > best + METRIC_MARGIN
+            checks["metric"] = (collapsed or worse, 1 if collapsed else METRIC_EVALUATIONS)
+        fired = [name for name, (bad, needed) in checks.items() if self._count(name, int(bad), reading.nimg) >= needed]
         return fired[0] if fired else None
-
-    def _count(self, criterion: str, bad: bool | None, nimg: int) -> int:
-        """Length of the criterion's streak after this tick; None (not measured) leaves it as it is."""
-        if bad is None:
-            return 0
-        if not bad:
-            self.memory.streaks.pop(criterion, None)
-            return 0
-        count, first = self.memory.streaks.get(criterion, (0, nimg))
-        self.memory.streaks[criterion] = (count + 1, first)
-        return count + 1
-
-    def _is_saturated(self, means: Mapping[str, float]) -> bool | None:
-        names = ("Loss/signs/real", "Loss/signs/fake", "Loss/D/loss")
-        if not all(name in means for name in names):
-            return None
-        real, fake, loss = (means[name] for name in names)
-        return real > SATURATED_SIGN and fake < -SATURATED_SIGN and loss < SATURATED_LOSS
-
-    def _is_generator_loss_high(self, means: Mapping[str, float]) -> bool | None:
-        if "Loss/G/loss" not in means:
-            return None
-        normal = statistics.median(self.memory.generator_losses) if self.memory.generator_losses else 0.0
-        return means["Loss/G/loss"] > max(self.config.generator_loss_floor, self.config.generator_loss_factor * normal)
-
-    def _is_logit_large(self, means: Mapping[str, float]) -> bool | None:
-        sizes = [means[name] for name in ("Loss/abs_scores/real", "Loss/abs_scores/fake") if name in means]
-        return max(sizes) > LOGIT_LIMIT if sizes else None
-
-    def _is_collapsed(self, diversity: float | None) -> bool | None:
-        if diversity is None or not self.memory.diversities:
-            return None
-        return not diversity >= COLLAPSED_SHARE * statistics.median(self.memory.diversities)
-
-    def _is_metric_bad(self, metric: float | None) -> bool | None:
-        best = self.memory.best_metric
-        if metric is None or best is None:
-            return None
-        return metric > METRIC_FACTOR * best and metric > best + METRIC_MARGIN
 
     def _learn(self, reading: TickReading, experienced: bool) -> None:
         """Update what is normal, and the health of the candidates, after a tick without a trigger."""
-        quiet = not self.memory.streaks
+        memory, quiet = self.memory, not self.memory.streaks
         if reading.metric is not None:
-            best = math.inf if self.memory.best_metric is None else self.memory.best_metric
-            self.memory.best_metric = min(reading.metric, best)
+            memory.best_metric = min(reading.metric, math.inf if memory.best_metric is None else memory.best_metric)
         if quiet and "Loss/G/loss" in reading.means:
-            self.memory.generator_losses = [*self.memory.generator_losses, reading.means["Loss/G/loss"]][-LOSS_HISTORY:]
+            memory.generator_losses = [*memory.generator_losses, reading.means["Loss/G/loss"]][-LOSS_HISTORY:]
         if not experienced:  # the first samples are noise and say nothing, and no criterion says that all is well
             return
         if quiet and reading.diversity is not None:
-            self.memory.diversities = [*self.memory.diversities, reading.diversity][-DIVERSITY_HISTORY:]
+            memory.diversities = [*memory.diversities, reading.diversity][-DIVERSITY_HISTORY:]
         needed = max(self.config.candidate_ticks // 2, self.config.patience)
-        for candidate in self.memory.candidates:
+        for candidate in memory.candidates:
             if not candidate.healthy and candidate.nimg < reading.nimg:
                 candidate.quiet_ticks = candidate.quiet_ticks + 1 if quiet else 0
                 candidate.healthy = candidate.quiet_ticks >= needed
-
-    @staticmethod
-    def _values(reading: TickReading) -> dict[str, Any]:
-        """The reading as JSON can hold it: NaN and infinity as text."""
-        values = {**asdict(reading), **reading.losses, **reading.scores}
-        del values["means"], values["scores"]
-        return {
-            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
 
 
 @torch.no_grad()
@@ -283,8 +233,3 @@ def all_finite(networks: Sequence[nn.Module]) -> bool:
     """Whether every parameter and buffer of the networks is finite; waits for the device once."""
     tensors = [t for network in networks for t in network.state_dict().values() if t.is_floating_point()]
     return bool(torch.stack([t.isfinite().all() for t in tensors]).all())
-
-
-def sample_diversity(images: Tensor) -> float:
-    """Mean over pixels and channels of the deviation over samples; 0 when all pictures [B, C, H, W] are the same."""
-    return images.float().std(dim=0, correction=0).mean().item()

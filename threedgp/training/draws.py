@@ -8,8 +8,7 @@ the micro-batches. A new `stream` gives fresh numbers after a rollback.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,7 @@ class Labels(Protocol):
         """float32 [3] yaw, pitch, roll in radians."""
 
 
-@dataclass(frozen=True)
-class Fakes:
+class Fakes(NamedTuple):
     """What the generator starts from: latents [B, z_dim], classes [B, c_dim], prior cameras, and the camera angles
     [B, 3] it is told when it is conditioned on them.
     """
@@ -110,11 +108,10 @@ class Draws:
 
     def patches(self, name: str, count: int) -> PatchParams | None:
         """Patches of a micro-batch; None when patches are off."""
-        patch = self.profile.patch_law
-        if not patch.enabled:
+        if not self.profile.training.patch.enabled:
             return None
         group = self.profile.model.discriminator.mbstd_group_size or count
-        return sample_patches(count, patch, self.values, self.generator, group)
+        return sample_patches(count, self.profile.patch_law, self.values, self.generator, group)
 
     def fakes(self, count: int, labels: Tensor | None = None) -> Fakes:
         """Inputs of the generator. Classes are those of random items, so they are as frequent as in the data.
@@ -130,7 +127,7 @@ class Draws:
         camera = self.cameras("fakes", count, angles)
         return Fakes(self.latents("fakes", count), c, camera, self._conditioning_angles(camera.angles))
 
-    def synthesis(self, count: int) -> dict:
+    def synthesis(self, count: int) -> dict[str, Any]:
         """Keyword arguments of the generator's synthesis that fix its layer noise and the places of its ray samples."""
         return {"generator": self.generator}
 

@@ -6,20 +6,14 @@ import torch
 from torch import nn
 
 from threedgp.config.schema import EmaConfig
-from threedgp.training.parameters import parameters_of
+from threedgp.training.gradients import parameters_of
 
 
 def ema_beta(nimg: int, batch_size: int, config: EmaConfig) -> float:
-    """Share of the old average that survives this iteration.
+    """Share of the old average that survives this iteration: 0.5^(batch / half life), and 0 until `start_kimg`.
 
-    Args:
-        nimg: real images shown before this iteration.
-        batch_size: images per iteration over all processes.
-        config: its half life, 0.3125 batches in kimg where none is chosen, ramps up as `rampup` times nimg, so early
-            garbage is forgotten quickly.
-
-    Returns:
-        beta in [0, 1): 0.5^(batch / half life), and 0 until `start_kimg` is reached.
+    The half life, 0.3125 batches in kimg where none is chosen, ramps up as `rampup` times the real images shown before
+    this iteration, `nimg`, so early garbage is forgotten quickly. `batch_size` counts all processes.
     """
     if config.start_kimg > nimg / 1000.0:
         return 0.0

@@ -1,16 +1,34 @@
-"""From the gradients of one phase to one optimiser step, the same on every process."""
+"""A network's parameters, found once, and its gradients: averaged over all processes and cleaned."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from threedgp.processes import World
-from threedgp.training.parameters import parameters_of
 
 HUGE_GRADIENT = 1e5  # what an infinite element becomes
+_found: WeakKeyDictionary[nn.Module, list[torch.Tensor]] = WeakKeyDictionary()
+
+
+def parameters_of(network: nn.Module) -> list[torch.Tensor]:
+    """All parameters of a network that no longer gains or loses any, in the order of `network.parameters()`.
+
+    Walking through its modules every time would take longer than what is done with them.
+    """
+    found = _found.get(network)
+    if found is None:
+        found = _found[network] = list(network.parameters())
+    return found
+
+
+def require_gradients(network: nn.Module, wanted: bool) -> None:
+    """`network.requires_grad_(wanted)`."""
+    for parameter in parameters_of(network):
+        parameter.requires_grad_(wanted)
 
 
 class GradientReport(NamedTuple):

@@ -28,7 +28,6 @@ from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.runs.catalog import checkpoint_name
 from threedgp.runs.run import Run
 from threedgp.training.camera_regularizers import COLUMNS, PARAMETERS
-from threedgp.training.divergence import sample_diversity
 from threedgp.training.histograms import histogram_sheet
 from threedgp.training.log import RunLog
 
@@ -106,8 +105,8 @@ class Observer:
         z = torch.randn(CAMERA_SAMPLES, self.profile.model.generator.z_dim, generator=random).to(self.world.device)
         items = torch.randint(len(self.dataset), (CAMERA_SAMPLES,), generator=random).tolist()
         c = torch.stack([self.dataset.label(item) for item in items]).to(self.world.device)
-        before = prior.to_vector().cpu()[:, list(COLUMNS)]
-        after = generator.adapt_camera(prior, z, c).to_vector().cpu()[:, list(COLUMNS)]
+        before = prior.to_vector().cpu()[:, COLUMNS]
+        after = generator.adapt_camera(prior, z, c).to_vector().cpu()[:, COLUMNS]
         sheet = histogram_sheet(dict(zip(PARAMETERS, zip(before.T, after.T, strict=True), strict=True)))
         with atomic_path(self.run.samples / f"{checkpoint_name(nimg)}-cameras.png") as path:
             sheet.save(path)
@@ -159,12 +158,10 @@ class Observer:
 
     @torch.no_grad()
     def diversity(self, generator: AnyGenerator) -> float | None:
-        """How much a fixed set of samples differs from each other, on rank 0."""
-        return sample_diversity(self._samples(generator)) if self.world.is_main else None
-
-    def _samples(self, generator: AnyGenerator) -> torch.Tensor:
-        """uint8 images [64, 3, S, S] of fixed latents, classes and cameras."""
+        """Mean over pixels of the deviation of 64 fixed samples from each other, in grey levels, on rank 0."""
+        if not self.world.is_main:
+            return None
         sampler = Sampler(generator, self.profile, self.dataset)
-        size = self.profile.training.test_batch_gpu
-        numbers = range(DIVERSITY_SAMPLES)
-        return torch.cat([sampler.images(numbers[first : first + size]) for first in numbers[::size]])
+        size, numbers = self.profile.training.test_batch_gpu, range(DIVERSITY_SAMPLES)
+        images = torch.cat([sampler.images(numbers[first : first + size]) for first in numbers[::size]])
+        return images.float().std(dim=0, correction=0).mean().item()

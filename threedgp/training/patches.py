@@ -6,31 +6,21 @@ images are sampled at the points through which the renderer shoots its rays, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from threedgp.config.schema import PatchConfig
-from threedgp.errors import ConfigError
 from threedgp.ops.patches import sample_patches as cut
 from threedgp.training.schedules import ScheduleValues
 
 
-@dataclass(frozen=True)
-class PatchParams:
+class PatchParams(NamedTuple):
     """Scales and offsets [B, 2] in units of the image side, order (x, y)."""
 
     scales: Tensor
     offsets: Tensor
-
-    def __getitem__(self, index) -> PatchParams:
-        return PatchParams(self.scales[index], self.offsets[index])
-
-
-def beta_variate(unit: Tensor, beta: float) -> Tensor:
-    """Beta(1, beta) variates from uniform ones by the inverse distribution function 1 − (1−u)^(1/beta)."""
-    return 1.0 - (1.0 - unit) ** (1.0 / beta)
 
 
 def scale_variates(unit: Tensor, config: PatchConfig, low: float) -> Tensor:
@@ -42,63 +32,37 @@ def scale_variates(unit: Tensor, config: PatchConfig, low: float) -> Tensor:
         low: the smallest scale now.
 
     Returns:
-        [n] float64 scales in [min_scale, max_scale].
-
-    Raises:
-        ConfigError: no value of `discrete_support` lies in the allowed range at this time.
+        [n] float64 scales in [low, max_scale].
     """
     if config.distribution == "discrete_uniform":
         support = sorted(s for s in config.discrete_support if low <= s <= config.max_scale)
-        if not support:
-            raise ConfigError(
-                f"training.patch.discrete_support has no value between {low:g} and {config.max_scale:g}, the patch "
-                f"scales allowed at this time. Add {config.max_scale:g} to it."
-            )
         values = torch.tensor(support, dtype=unit.dtype, device=unit.device)
         return values[(unit * len(support)).long().clamp(max=len(support) - 1)]
     return low + unit * (config.max_scale - low)
 
 
 def sample_patches(
-    batch: int,
-    config: PatchConfig,
-    values: ScheduleValues,
-    generator: torch.Generator,
-    group_size: int,
-    device: torch.device | str | None = None,
+    batch: int, config: PatchConfig, values: ScheduleValues, generator: torch.Generator, group_size: int
 ) -> PatchParams:
-    """Random patches for a micro-batch; the samples of a group share one.
+    """Random patches for a micro-batch, float32 on the generator's device; the samples of a group share one.
 
     Args:
-        batch: B samples, divisible by the group size.
-        config: resolved patch section; its `group_layout` says which samples form a group: `strided` puts sample i
+        batch: B samples, divisible by the group size (`threedgp.config.rules.batch_split` sees to it).
+        config: `Profile.patch_law`; its `group_layout` says which samples form a group: `strided` puts sample i
             into group i mod n, exactly like the discriminator's minibatch statistics, so that these compare equal
             scales; `reference` groups runs of neighbours.
         values: scheduled smallest scale and shape of the distribution.
-        generator: source of randomness; the draws are made on its device.
+        generator: source of randomness.
         group_size: g; min(g, B) is used.
-        device: where the result goes; default: the generator's device.
-
-    Returns:
-        float32 scales and offsets [B, 2].
-
-    Raises:
-        ConfigError: B is not divisible by the group size, or the support is empty.
     """
     group_size = min(group_size, batch)
-    if batch % group_size:
-        raise ConfigError(
-            f"A micro-batch of {batch} images cannot be divided into groups of {group_size}. Choose "
-            "training.batch_size and training.batch_gpu as multiples of model.discriminator.mbstd_group_size."
-        )
     groups = batch // group_size
     unit = torch.rand(groups, generator=generator, device=generator.device, dtype=torch.float64)
     unit_offsets = torch.rand(groups, 2, generator=generator, device=generator.device)
-    if config.distribution == "beta":
-        unit = beta_variate(unit, values.patch_beta)
+    if config.distribution == "beta":  # the inverse of Beta(1, b)'s distribution function
+        unit = 1.0 - (1.0 - unit) ** (1.0 / values.patch_beta)
     scales = scale_variates(unit, config, values.patch_min_scale)
-    params = place_patches(scales, unit_offsets, group_size, config.group_layout)
-    return PatchParams(params.scales.to(device), params.offsets.to(device)) if device is not None else params
+    return place_patches(scales, unit_offsets, group_size, config.group_layout)
 
 
 def place_patches(scales: Tensor, unit_offsets: Tensor, group_size: int, layout: str) -> PatchParams:
@@ -118,16 +82,8 @@ def place_patches(scales: Tensor, unit_offsets: Tensor, group_size: int, layout:
 
 
 def extract_patches(images: Tensor, params: PatchParams | None, resolution: int) -> Tensor:
-    """Cut patches out of whole images by bilinear sampling, without a low-pass filter (rays have none either).
+    """Cut patches [B, C, p, p] out of whole images [B, C, R, R]; without parameters the images stay whole.
 
-    Args:
-        images: [B, C, R, R]; depth, if any, is one of the channels, so it stays aligned.
-        params: None returns the images as they are (patches are off).
-        resolution: p.
-
-    Returns:
-        [B, C, p, p].
+    The sampling is bilinear, without a low-pass filter: rays have none either. Depth, if any, is one of the channels.
     """
-    if params is None:
-        return images
-    return cut(images, params.scales, params.offsets, resolution)
+    return images if params is None else cut(images, params.scales, params.offsets, resolution)

@@ -29,8 +29,8 @@ from threedgp.training.augment import AugmentController, augment
 from threedgp.training.blur import blur, blur_discriminator_input
 from threedgp.training.camera_regularizers import PARAMETERS, CameraSamples, camera_regularization
 from threedgp.training.draws import Draws, Fakes
+from threedgp.training.gradients import require_gradients
 from threedgp.training.image_augment import NUMBERS, change_images, choose_changes, item_numbers, mirror_yaw
-from threedgp.training.parameters import require_gradients
 from threedgp.training.patches import PatchParams, extract_patches
 from threedgp.training.schedules import ScheduleValues
 

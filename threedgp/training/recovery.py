@@ -21,11 +21,13 @@ from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.runs.catalog import checkpoint_nimg, find_latest, remove_checkpoint
 from threedgp.runs.run import Run
-from threedgp.training.divergence import Candidate, Spans, Trigger
+from threedgp.training.divergence import Candidate, Trigger
 
 GENTLE, STEEP = 0.3, 0.1  # what both learning rates are multiplied by at the second attempt, and at each later one
 FAR = 0.03  # the same in a run of which no checkpoint ever proved healthy: its rates were never right
 RAISE_GAMMA = 2.0  # factor of the gradient penalty's weight at the same moments
+STEP_BACK = 0.5  # grace periods: a checkpoint this shortly before the trouble may be infected already
+BEYOND = 2.0  # trouble is over when a checkpoint this far beyond it has proved healthy
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Recovery:
     """
 
     def __init__(self, path: Path, config: DivergenceConfig, kimg: float, rollbacks: Sequence[Rollback] = ()):
-        self.path, self.config, self.spans = path, config, Spans.of(config, kimg)
+        self.path, self.config = path, config
+        self.grace = 1000 * config.grace * kimg  # images
         self.rollbacks = list(rollbacks)
 
     @classmethod
@@ -110,11 +113,15 @@ class Recovery:
         if attempt > self.config.attempts or len(self.rollbacks) >= self.config.rollbacks:
             return None
         learning_rate, gamma = self.factors
+        lower = 1.0
+        if attempt > 1:
+            proved = any(c.healthy for c in candidates)
+            lower = FAR if not proved else GENTLE if attempt == 2 else STEEP
         rollback = Rollback(
             source=self._source(trigger, candidates, attempt),
             stream=self.stream + 1,
             attempt=attempt,
-            learning_rate=learning_rate * _lowering(attempt, any(c.healthy for c in candidates)),
+            learning_rate=learning_rate * lower,
             gamma=gamma * (RAISE_GAMMA if attempt > 1 else 1.0),
             nimg=trigger.nimg,
             first_nimg=trigger.first_nimg,
@@ -130,11 +137,11 @@ class Recovery:
         """Number of this attempt at the last trouble, which is over when a checkpoint well beyond it is healthy."""
         if self.last is None:
             return 1
-        beyond = self.last.nimg + 1000 * self.spans.beyond
-        return 1 if any(c.healthy and c.nimg >= beyond for c in candidates) else self.last.attempt + 1
+        over = any(c.healthy and c.nimg >= self.last.nimg + BEYOND * self.grace for c in candidates)
+        return 1 if over else self.last.attempt + 1
 
     def _source(self, trigger: Trigger, candidates: Sequence[Candidate], attempt: int) -> int:
-        limit = trigger.first_nimg - 1000 * self.spans.step_back
+        limit = trigger.first_nimg - STEP_BACK * self.grace
         healthy = sorted((c.nimg for c in candidates if c.healthy and c.nimg <= limit), reverse=True)
         if healthy:
             return healthy[min(attempt, len(healthy)) - 1]
@@ -157,14 +164,6 @@ def forget_diverged(rollback: Rollback, run: Run, nimg: int) -> None:
         proved = best is not None and path == best.path and checkpoint_nimg(path) < rollback.first_nimg
         if checkpoint_nimg(path) > nimg and not proved:
             remove_checkpoint(path)
-
-
-def _lowering(attempt: int, proved: bool) -> float:
-    if attempt == 1:
-        return 1.0
-    if not proved:
-        return FAR
-    return GENTLE if attempt == 2 else STEEP
 
 
 def read_rollbacks(path: Path) -> list[Rollback]:

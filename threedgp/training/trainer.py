@@ -30,10 +30,9 @@ from threedgp.runs.run import CLOCK_FILE, Run
 from threedgp.training.divergence import TickReading, all_finite
 from threedgp.training.draws import Draws
 from threedgp.training.ema import ema_beta, update_ema
-from threedgp.training.gradients import average_gradients
+from threedgp.training.gradients import average_gradients, require_gradients
 from threedgp.training.log import Moments, RunLog
 from threedgp.training.observer import Observer
-from threedgp.training.parameters import require_gradients
 from threedgp.training.phases import (
     Phase,
     Setup,

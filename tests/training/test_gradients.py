@@ -6,7 +6,7 @@ import weakref
 import torch
 from torch import nn
 
-from threedgp.training.parameters import parameters_of, require_gradients
+from threedgp.training.gradients import parameters_of, require_gradients
 
 
 def test_they_are_the_parameters_of_the_network_and_stay_when_weights_are_loaded():
