@@ -9,15 +9,15 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from threedgp.errors import ThreeDGPError, UsageError
+from threedgp.errors import ThreeDGPError, UsageError, recreate
 from threedgp.launcher import MEETING, place
 
 TIMEOUT = datetime.timedelta(minutes=30)  # metrics on rank 0 may keep the others waiting
@@ -105,6 +105,29 @@ class World:
                     f"The processes disagree about {name}: their copies of the networks have drifted apart. "
                     "Resume from the last checkpoint; if it happens again, one machine computes wrongly."
                 )
+
+
+SINGLE = World(0, 1, torch.device("cpu"))
+T = TypeVar("T")
+
+
+def together(world: World, function: Callable[[], T]) -> T:
+    """Run `function` on this process; if it fails with a `ThreeDGPError` on any, all raise one that says the same.
+
+    Otherwise the healthy processes would wait for the failed one, or report a cut connection instead of the reason.
+    """
+    problem = None
+    try:
+        value = function()
+    except ThreeDGPError as error:
+        problem = error
+    told = world.gather(None if problem is None else [type(problem).__name__, str(problem)])
+    if problem is not None:
+        raise problem
+    for report in told:
+        if report is not None:
+            raise recreate(*report)
+    return value
 
 
 def _fingerprint(tensor: torch.Tensor) -> torch.Tensor:

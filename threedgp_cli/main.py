@@ -8,7 +8,6 @@ import typer
 
 from threedgp_cli import (
     bench,
-    class_scores,
     data,
     demo,
     doctor,
@@ -34,7 +33,6 @@ demo.register(app, HELP_PANEL)
 app.add_typer(data.app, name="data", rich_help_panel=DATA_PANEL)
 train.register(app)
 runs.register(app)
-class_scores.register(evaluate.app)
 app.add_typer(evaluate.app, name="eval", rich_help_panel=RESULT_PANEL)
 app.add_typer(render.app, name="render", rich_help_panel=RESULT_PANEL)
 app.add_typer(bench.app, name="bench", rich_help_panel=HELP_PANEL)

@@ -10,8 +10,10 @@ import typer
 from threedgp_cli.console import print_json, progress, say, show, show_error, show_note, table
 
 if TYPE_CHECKING:
-    from threedgp.metrics.depth import DepthScores
     from threedgp.metrics.evaluate import Result
+    from threedgp.metrics.nfs import DepthScores
+    from threedgp.metrics.real_set import RealSet
+    from threedgp.runs.run import Run
 
 SHOWN_CLASSES = 40
 PARTS = {
@@ -25,11 +27,12 @@ PARTS = {
 
 
 def report(
-    run: Any,
+    run: Run,
     checkpoint: Path,
     results: list[Result],
     depths: dict[str, DepthScores],
-    real: Any,
+    *,
+    real: RealSet | None,
     class_names: list[str] | None,
     plot: Path | None,
     out: Path | None,
@@ -54,7 +57,7 @@ def report(
     title = f"{run.name}, checkpoint {int(checkpoint.name.strip('.').split('.')[0]) / 1000:g} thousand images"
     classes, pictures = {}, {}
     for name, scores in depths.items():
-        classes[name] = class_rows(scores, class_names)
+        classes[name] = scores.by_class(class_names)
         path = plot or run.folder / f"{name}-{checkpoint.name}.png"
         with best_effort("The depth histogram", listener):
             plot_depth_scores(scores, f"{name}: {title}", path)
@@ -83,7 +86,7 @@ def computed(results: list[Result]) -> list[Result]:
 
     found = [result for result in results if result.problem is None]
     if not found:
-        raise DataError(" ".join(dict.fromkeys(result.problem for result in results)))
+        raise DataError(" ".join(dict.fromkeys(problems(results).values())))
     return found
 
 
@@ -94,27 +97,22 @@ def problems(results: list[Result]) -> dict[str, str]:
 
 def finish(results: list[Result], lines: list[dict[str, Any]], out: Path | None) -> None:
     """Append the lines to the file that was asked for, and name what could not be computed."""
-    append(lines, out)
+    from threedgp.files import append_json_line
+
+    for line in lines if out is not None else []:
+        append_json_line(out, line)
     for metric, reason in problems(results).items():
         show_error(f"{metric} could not be computed: {reason}")
     if len(lines) < len(results):
         raise typer.Exit(1)
 
 
-def class_rows(scores: DepthScores, names: list[str] | None) -> list[tuple[str, float, int]]:
-    """(class, score, images), flattest class last."""
-    rows = [
-        (names[index] if names and index < len(names) else str(index), value, count)
-        for index, (value, count) in scores.by_class().items()
-    ]
-    return sorted(rows, key=lambda row: -row[1])
-
-
 def show_classes(name: str, rows: list[tuple[str, float, int]]) -> None:
+    """A table of the score of each class, or of the first and the last."""
     if not rows:
         return
     shown = rows if len(rows) <= SHOWN_CLASSES else [*rows[: SHOWN_CLASSES // 2], *rows[-SHOWN_CLASSES // 2 :]]
-    cells = [(label, f"{value:.3f}", count) for label, value, count in shown]
+    cells = [(label, f"{value:.3f}", str(count)) for label, value, count in shown]
     title = f"{name} by class" + (f" (first and last of {len(rows)})" if len(shown) < len(rows) else "")
     show(table(title, ["class", "score", "images"], cells, right=(1, 2)))
 
@@ -126,35 +124,20 @@ def show_results(title: str, results: list[Result]) -> None:
     rows = []
     for result in results:
         settings = result.settings
+        counts = [f"{settings['num_gen']:,}", f"{settings['num_real']:,}" if settings.get("num_real") else "-"]
+        parts = {name: PARTS.get(name.removeprefix(f"{result.metric}_")) for name in result.results}
+        if "precision" in parts.values():
+            rows.append([result.label, "", "", *counts])
+            counts = ["", ""]
         for name, value in result.results.items():
-            first = name == next(iter(result.results))
-            part = PARTS.get(name.removeprefix(f"{result.metric}_"))
-            better = ("higher" if larger_is_better(name) else "lower") if first or part == "recall" else ""
-            label = result.label if first and part in (None, "mean") else f"  {part}"
-            if first and part == "precision":
-                rows.append((result.label, "", "", f"{settings['num_gen']:,}", f"{settings['num_real']:,}"))
-                first = False
-            counts = (f"{settings['num_gen']:,}", count(settings.get("num_real"))) if first else ("", "")
-            rows.append((label, number(value), better, *counts))
+            part = parts[name]
+            decides = part in (None, "mean", "precision", "recall")
+            better = ("higher" if larger_is_better(name) else "lower") if decides else ""
+            label = result.label if part in (None, "mean") else f"  {part}"
+            number = f"{value:.5g}" if abs(value) > 1e-9 else "0"  # rounding noise around zero is zero
+            rows.append([label, number, better, *counts])
+            counts = ["", ""]
         if settings.get("weights_verified") is False:
             show_note(f"{result.metric} was computed with unverified weights.")
     show(table(title, ["score", "value", "better", "images", "real"], rows, right=(1, 3, 4)))
     say(f"Names: {', '.join(result.metric for result in results)}")
-
-
-def count(images: int | None) -> str:
-    return f"{images:,}" if images else "-"
-
-
-def number(value: float) -> str:
-    """Five digits; rounding noise around zero is zero."""
-    return f"{value:.5g}" if abs(value) > 1e-9 else "0"
-
-
-def append(lines: list[dict[str, Any]], out: Path | None) -> None:
-    if out is None:
-        return
-    from threedgp.files import append_json_line
-
-    for line in lines:
-        append_json_line(out, line)

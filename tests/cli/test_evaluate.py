@@ -151,7 +151,7 @@ def test_depth_folder(workspace, run_eval):
         (("fid", "--gpus", "1", "--procs", "1"), 2, "exclude each other"),
         (("nfs", "--nfs-quantile", "x"), 2, "per-image"),
         (("dataset", "data/photos/32", "nowhere"), 1, "does not exist"),
-        (("dataset", "data/photos/32", "data/photos/32", "--scores", "fid,x"), 2, "not 'x'"),
+        (("dataset", "data/photos/32", "data/photos/32", "--scores", "fid,x"), 2, "not 'fid,x'"),
     ],
 )
 def test_bad_input_is_a_sentence(workspace, run_eval, arguments, code, message):

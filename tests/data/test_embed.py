@@ -89,9 +89,9 @@ def test_killed_and_run_again_gives_the_same_bytes(embedded):
 from threedgp.data.embed import run_embed
 run_embed({str(root / "set")!r}, {str(root / "set" / "killed")!r}, model="efficientnet-lite0", batch_size=4, jobs=1)
 """
-    run_and_kill(code, "threedgp.data.features:_Partial.store", times=2)
+    run_and_kill(code, "threedgp.data.features:_UnfinishedTable.close", times=2)
     partial = root / "set" / "killed" / f".{NAME}.partial"
-    assert (partial / "done.bin").read_bytes() == b"\1\1\0"
+    assert (partial / "rows.bin").stat().st_size == 8 * 1280 * 4
     assert not (root / "set" / "killed" / f"{NAME}.memmap").exists()
     run_embed(root / "set", root / "set" / "killed", **OFFLINE)
     assert contents(root / "set" / "killed") == contents(root / "set" / "embeddings")

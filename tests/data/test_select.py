@@ -29,8 +29,8 @@ class Notes:
     def __init__(self):
         self.texts, self.done = [], 0
 
-    def start(self, label, total=None, unit="images"):
-        self.total, self.done = total, 0
+    def start(self, label, total=None, unit="images", done=0):
+        self.total, self.done = total, done
 
     def advance(self, count=1):
         self.done += count
@@ -68,7 +68,7 @@ def test_the_most_likely_of_each_class_stay(selected):
         open_source(root / "images"), root / "selected/.features/tf_efficientnet_lite0-32.memmap", {"square": 32}
     )
     rows = np.array([i for i, name in enumerate(table.names) if name.startswith("dog")])
-    likelihood = log_likelihood(table.rows(), COVARIANCE, rows)
+    likelihood = log_likelihood(table.rows, COVARIANCE, rows)
     best = {table.names[row] for row in rows[np.argsort(-likelihood)[:6]]}
     assert best == {name for name in kept if name.startswith("dog")}
     assert report.images == 12
@@ -244,7 +244,7 @@ from threedgp.data.select import run_select
 run_select({str(root / "images")!r}, {str(root / "killed")!r}, keep_ratio=0.5,
            extractor="efficientnet-lite0", square=32, batch_size=5, jobs=1, reg_covar={COVARIANCE})
 """
-    run_and_kill(code, "threedgp.data.features:_Partial.store", times=3)
+    run_and_kill(code, "threedgp.data.features:_UnfinishedTable.close", times=3)
     assert not list((root / "killed").glob("*/*.png"))
     run_select(root / "images", root / "killed", keep_ratio=0.5, **OFFLINE)
     assert contents(root / "killed") == contents(root / "selected")
@@ -255,18 +255,18 @@ run_select({str(root / "images")!r}, {str(root / "killed")!r}, keep_ratio=0.5,
     assert contents(root / "killed") == contents(root / "selected")
 
 
-@pytest.mark.parametrize("where", ["_write_kept_rows", "description_path", "_mark_path"])
+@pytest.mark.parametrize("where", ["publish", "description_path", "_mark_path"])
 def test_stopped_while_features_get_their_names(selected, monkeypatch, where):
     import threedgp.data.features as features
 
     root = selected[0]
     target = root / where
-    owner = features._Partial if where == "_write_kept_rows" else features
+    owner = features._UnfinishedTable if where == "publish" else features
     original, calls = getattr(owner, where), []
 
     def trap(*args):
         calls.append(1)
-        if len(calls) == 2 or where == "_write_kept_rows":
+        if len(calls) == 2 or where == "publish":
             raise KeyboardInterrupt
         return original(*args)
 

@@ -10,7 +10,7 @@ from tests.training.tiny_runs import write_training_set
 from threedgp.data.dataset import TrainingSet
 from threedgp.errors import UsageError
 from threedgp.metrics.class_scores import score_classes
-from threedgp.metrics.samples import Sampler
+from threedgp.metrics.scored_samples import Sampler
 from threedgp.models.build import build_generator
 
 

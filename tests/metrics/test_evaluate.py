@@ -17,13 +17,14 @@ from tests.metrics.sets import middle_extractor, pool_extractor, write_images
 from tests.pretrained.filled import filled
 from threedgp import files
 from threedgp.config.metric_names import parse_metric
+from threedgp.data.pictures import Pictures
 from threedgp.errors import DataError, UsageError
+from threedgp.metrics import bank as bank_module
 from threedgp.metrics import evaluate as evaluate_module
-from threedgp.metrics import features
 from threedgp.metrics.cache import StatisticsCache, real_key
-from threedgp.metrics.evaluate import RealSets, evaluate
+from threedgp.metrics.evaluate import Evaluator
 from threedgp.metrics.fid import frechet_distance
-from threedgp.metrics.images import RealImages
+from threedgp.metrics.real_set import RealSet
 from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.pretrained.inception import InceptionV3
 from threedgp.processes import World
@@ -34,13 +35,11 @@ OFFLINE = [parse_metric(name) for name in ("fd_efflite0_40_full", "kd_efflite0_4
 
 class Notes(NullProgress):
     def __init__(self):
-        self.texts, self.labels, self.advanced = [], [], []
+        self.texts, self.labels = [], []
 
-    def advance(self, count=1):
-        self.advanced.append(count)
-
-    def start(self, label, total=None, unit="images"):
+    def start(self, label, total=None, unit="images", done=0):
         self.labels.append(label)
+        self.done = done
 
     def note(self, text):
         self.texts.append(text)
@@ -53,10 +52,8 @@ def folders(tmp_path):
 
 def score(folders, specs=OFFLINE, extractor=pool_extractor, **options):
     real, fake = folders
-    options.setdefault("batch", 16)
-    return evaluate(
-        specs, lambda count: RealImages(fake, limit=count), RealSets(real), lambda name: extractor(), **options
-    )
+    evaluator = Evaluator(lambda name: extractor(), **{"batch": 16} | options)
+    return evaluator.score_images(specs, lambda count: Pictures(fake, limit=count), RealSet(real))
 
 
 def numbers(results):
@@ -150,14 +147,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(folders, tmp_path, m
     expected = numbers(score(folders))
     cache = StatisticsCache(tmp_path / "cache")
     counted = itertools.count()
-    update = features.Bank.update
+    update = bank_module.Bank.update
 
     def interrupted(self, present, images):
         if next(counted) == 2:
             raise KeyboardInterrupt
         update(self, present, images)
 
-    monkeypatch.setattr(features.Bank, "update", interrupted)
+    monkeypatch.setattr(bank_module.Bank, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         score(folders, cache=cache)
     seen = []
@@ -166,17 +163,17 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(folders, tmp_path, m
         seen.extend(present)
         update(self, present, images)
 
-    monkeypatch.setattr(features.Bank, "update", recorded)
+    monkeypatch.setattr(bank_module.Bank, "update", recorded)
     assert numbers(score(folders, cache=cache, batch=3)) == pytest.approx(expected, rel=1e-9)
     assert seen == list(range(16, 40))
     assert not list((tmp_path / "cache").glob("unfinished-*"))
 
 
 def test_parts_of_any_processes_are_continued_and_overlaps_passed_over(folders, tmp_path):
-    images, parts = RealImages(folders[0]), tmp_path / "parts"
+    images, parts = Pictures(folders[0]), tmp_path / "parts"
 
     def bank_of(numbers):
-        bank = features.Bank(pool_extractor(), 50, rows=True)
+        bank = bank_module.Bank(pool_extractor(), 50, ["rows"])
         for groups in images.batches([numbers] if numbers else []):
             for present, pixels in groups:
                 bank.update(present, pixels)
@@ -184,16 +181,18 @@ def test_parts_of_any_processes_are_continued_and_overlaps_passed_over(folders, 
 
     for numbers in (range(0, 40, 2), range(1, 30, 2), range(10)):  # the last repeats the first two
         bank = bank_of(list(numbers))
-        features.PartStore(parts, [bank]).save(bank.seen)
+        store = bank_module.Parts(parts, [bank])
+        store.covered = bank.seen
+        store.save()
     (parts / "part-damaged.safetensors").write_bytes(b"cut off")
     bank = bank_of([])
     progress = Notes()
-    features.collect(images, [bank], batch=4, parts=parts, progress=progress)
+    bank_module.fill(images, [bank], batch=4, parts=parts, progress=progress)
     whole = bank_of(list(range(50)))
     assert bank.statistics.count == 50
-    assert torch.equal(bank.rows(), whole.rows())
+    assert torch.equal(bank.table("rows"), whole.table("rows"))
     assert torch.allclose(bank.statistics.moments().cov, whole.statistics.moments().cov, rtol=1e-12, atol=1e-12)
-    assert progress.advanced[0] == 35
+    assert progress.done == 35
 
 
 def test_the_cache_notices_every_change(folders, tmp_path):
@@ -205,31 +204,31 @@ def test_the_cache_notices_every_change(folders, tmp_path):
         score(folders, cache=cache, progress=progress)
         return progress.labels
 
-    assert labels() == ["Real images", "Generated images"]
-    assert labels() == ["Generated images"]
+    assert labels() == ["Real images", "Scored images"]
+    assert labels() == ["Scored images"]
     write_images(real, 1, 77)  # the same name, other pixels
-    assert labels() == ["Real images", "Generated images"]
+    assert labels() == ["Real images", "Scored images"]
     (real / "049.png").unlink()
-    assert labels() == ["Real images", "Generated images"]
+    assert labels() == ["Real images", "Scored images"]
     (real / "000.png").rename(real / "zzz.png")
-    assert labels() == ["Real images", "Generated images"]
+    assert labels() == ["Real images", "Scored images"]
 
 
 def test_cache_keys_differ_by_settings(folders):
     real, _ = folders
     variants = [
-        RealImages(real),
-        RealImages(real, mirror=True),
-        RealImages(real, resolution=64),
-        RealImages(real, limit=20),
-        RealImages(real, limit=20, seed=1),
-        RealImages(real, limit=21),
+        Pictures(real),
+        Pictures(real, mirror=True),
+        Pictures(real, resolution=64),
+        Pictures(real, limit=20),
+        Pictures(real, limit=20, seed=1),
+        Pictures(real, limit=21),
     ]
     other = pool_extractor()
     other.weights_sha256 = "2" * 64
     keys = [real_key(images, pool_extractor()) for images in variants] + [real_key(variants[0], other)]
     assert len(set(keys)) == len(keys)
-    assert real_key(RealImages(real, limit=50), pool_extractor()) == keys[0]
+    assert real_key(Pictures(real, limit=50), pool_extractor()) == keys[0]
 
 
 def test_a_damaged_cache_file_is_made_again(folders, tmp_path):
@@ -242,10 +241,10 @@ def test_a_damaged_cache_file_is_made_again(folders, tmp_path):
 
 def test_subsets_and_mirror(folders):
     real, _ = folders
-    part = RealImages(real, limit=20, seed=3)
+    part = Pictures(real, limit=20, seed=3)
     assert len(part) == 20
-    assert not torch.equal(part.read(0), RealImages(real, limit=20, seed=4).read(0))
-    doubled = RealImages(real, mirror=True)
+    assert not torch.equal(part.read(0), Pictures(real, limit=20, seed=4).read(0))
+    doubled = Pictures(real, mirror=True)
     assert len(doubled) == 100
     assert torch.equal(doubled.read(57), doubled.read(7).flip(-1))
 
@@ -322,16 +321,17 @@ def test_few_images_are_called_few(folders):
 def test_different_sizes_share_a_set_unless_the_model_has_one(tmp_path):
     folder = write_images(tmp_path / "mixed", 5, 1)
     write_images(tmp_path / "mixed" / "b", 3, 2, size=48)
-    bank = features.Bank(pool_extractor(), 8)
-    features.collect(RealImages(folder), [bank], batch=8)
+    bank = bank_module.Bank(pool_extractor(), 8)
+    bank_module.fill(Pictures(folder), [bank], batch=8)
     assert bank.statistics.count == 8
     with pytest.raises(DataError, match=r"b/000.png is 48x48, but the model makes 64x64"):
-        features.collect(RealImages(folder, resolution=64), [features.Bank(pool_extractor(), 8)], batch=8)
+        bank_module.fill(Pictures(folder, resolution=64), [bank_module.Bank(pool_extractor(), 8)], batch=8)
 
 
 def test_bad_input_is_refused(folders, tmp_path):
+    evaluator = Evaluator(lambda name: pool_extractor(), batch=8)
     with pytest.raises(UsageError, match="--data"):
-        evaluate(OFFLINE, lambda count: RealImages(folders[1]), None, lambda name: pool_extractor(), batch=8)
+        evaluator.score_images(OFFLINE, lambda count: Pictures(folders[1]), None)
     one = write_images(tmp_path / "one", 1, 3)
     (result,) = score((one, folders[1]), OFFLINE[1:2])
     assert "at least 2 images" in result.problem

@@ -8,7 +8,7 @@ import torch
 from tests.tools import relative_error
 from threedgp.errors import DataError
 from threedgp.metrics import fid
-from threedgp.metrics.fid import FeatureStatistics, frechet_distance, trace_of_root
+from threedgp.metrics.fid import FeatureStatistics, frechet_distance, require_finite, trace_of_root
 
 
 def statistics(features, batch=64) -> FeatureStatistics:
@@ -97,21 +97,18 @@ def test_merged_parts_equal_the_whole_even_far_from_zero():
 
 def test_state_round_trip():
     original = statistics(random_features(30, 5, 5))
-    restored = FeatureStatistics()
-    restored.load_state(original.state())
+    restored = FeatureStatistics.of(original.state())
     for each in (original, restored):
         each.update(random_features(10, 5, 6))
     assert torch.equal(original.moments().cov, restored.moments().cov)
-    empty = FeatureStatistics()
-    empty.load_state(FeatureStatistics().state())
-    assert empty.count == 0
+    assert FeatureStatistics.of(FeatureStatistics().state()).count == 0
 
 
 def test_non_finite_features_are_refused_by_position():
     features = random_features(20, 4, 7)
     features[13, 2] = torch.nan
     with pytest.raises(DataError, match="image 13 "):
-        statistics(features, batch=5)
+        require_finite(features, range(20))
     with pytest.raises(DataError, match="empty"):
         FeatureStatistics().moments()
 

@@ -11,11 +11,10 @@ from tests.metrics.sets import pool_extractor, write_images
 from threedgp.config.metric_names import parse_metric
 from threedgp.config.profile import load_profile
 from threedgp.errors import ConfigError, UsageError
-from threedgp.metrics.depth import score_depth
-from threedgp.metrics.evaluate import RealSets
-from threedgp.metrics.generator import open_labels, score_generator
-from threedgp.metrics.nfs import depth_entropy, non_flatness
-from threedgp.metrics.samples import GeneratedImages, Sampler, UniformLabels, to_uint8
+from threedgp.metrics.evaluate import Evaluator
+from threedgp.metrics.nfs import depth_entropy, non_flatness, score_depth
+from threedgp.metrics.real_set import RealSet
+from threedgp.metrics.scored_samples import GeneratedImages, Sampler, UniformLabels, open_labels, to_uint8
 from threedgp.models.build import build_generator
 from threedgp.rendering.renderer import render_rays
 
@@ -98,12 +97,12 @@ def test_depth_is_seen_from_the_front_without_faint_densities(sampler):
 
 
 def test_the_quantile_is_shared_by_groups_of_four_whatever_the_count(sampler):
-    _, five = score_depth(parse_metric("nfs5"), sampler)
-    _, eight = score_depth(parse_metric("nfs8"), sampler)
+    five = score_depth(parse_metric("nfs5"), sampler)
+    eight = score_depth(parse_metric("nfs8"), sampler)
     assert torch.equal(five.entropy, eight.entropy[:5])
     by_hand = depth_entropy(sampler.frontal_depths([4, 5, 6, 7]), five.near, five.far)
     assert torch.equal(eight.entropy[4:], by_hand.entropy)
-    _, single = score_depth(parse_metric("nfs5_perimage"), sampler)
+    single = score_depth(parse_metric("nfs5_perimage"), sampler)
     assert not torch.equal(single.entropy, five.entropy)
 
 
@@ -114,8 +113,8 @@ def test_large_pictures_have_a_quantile_for_each_published_chunk(sampler, monkey
         calls.append((origins.shape[1], options.cut_quantile))
         return render_rays(field, origins, directions, options, draws=draws)
 
-    monkeypatch.setattr("threedgp.metrics.samples.render_rays", recorded)
-    monkeypatch.setattr("threedgp.metrics.samples.QUANTILE_VALUES", 4 * 4 * 3 * 600)
+    monkeypatch.setattr("threedgp.metrics.scored_samples.render_rays", recorded)
+    monkeypatch.setattr("threedgp.metrics.scored_samples.QUANTILE_VALUES", 4 * 4 * 3 * 600)
     assert sampler.frontal_depths([0]).shape == (1, 32, 32)
     assert calls == [(1024, 0.5)]  # up to chunk_rays in one piece
     monkeypatch.setattr(sampler.generator, "render_options", replace(sampler.generator.render_options, chunk_rays=1000))
@@ -124,22 +123,21 @@ def test_large_pictures_have_a_quantile_for_each_published_chunk(sampler, monkey
 
 
 def test_scores_by_class(sampler):
-    result, depths = score_depth(parse_metric("nfs8"), sampler)
-    assert result.results["nfs8"] == pytest.approx(non_flatness(depths.entropy))
-    assert 1 <= result.results["nfs8"] <= 64
+    depths = score_depth(parse_metric("nfs8"), sampler)
+    assert depths.values[0] == pytest.approx(non_flatness(depths.entropy))
+    assert 1 <= depths.values[0] <= 64
     by_class = depths.by_class()
-    assert sum(count for _, count in by_class.values()) == 8
-    mean = sum(score * count for score, count in by_class.values()) / 8
-    assert mean == pytest.approx(result.results["nfs8"])
+    assert sum(count for _, _, count in by_class) == 8
+    assert sum(score * count for _, score, count in by_class) / 8 == pytest.approx(depths.values[0])
+    assert [name for name, _, _ in depths.by_class(["a", "b", "c"])] == ["abc"[int(name)] for name, _, _ in by_class]
     assert float(depths.histogram.sum()) == pytest.approx(1)
 
 
 def test_all_metrics_in_one_call(sampler, tmp_path):
     real = write_images(tmp_path / "real", 12, 0, size=32)
     names = ["nfs4", "fd_efflite0_10_full", "kd_efflite0_6"]
-    results, depths = score_generator(
-        [parse_metric(name) for name in names], sampler, RealSets(real, 32), lambda name: pool_extractor(), batch=4
-    )
+    evaluator = Evaluator(lambda name: pool_extractor(), batch=4)
+    results, depths = evaluator.score_generator([parse_metric(name) for name in names], sampler, RealSet(real, 32))
     assert [result.metric for result in results] == names
     assert list(depths) == ["nfs4"]
     assert results[1].settings["num_real"] == 12

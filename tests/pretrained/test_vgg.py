@@ -7,7 +7,8 @@ import torch
 
 from tests.tools import relative_error
 from threedgp.errors import WeightsError
-from threedgp.pretrained.vgg import SecondFullyConnected, build_vgg16, prepare
+from threedgp.pretrained.embedder import build_extractor
+from threedgp.pretrained.vgg import SecondFullyConnected, prepare
 
 
 def test_preprocessing_equals_torch_fidelity():
@@ -38,7 +39,7 @@ def test_missing_weights_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("THREEDGP_VGG16_WEIGHTS", raising=False)
     with pytest.raises(WeightsError, match=r"(?s)vgg16-397923af\.pth.*--download.*tf_efficientnet_lite0"):
-        build_vgg16()
+        build_extractor("vgg16-torchvision")
     (tmp_path / "vgg16-397923af.pth").write_bytes(b"something else")
     with pytest.raises(WeightsError, match="not the published"):
-        build_vgg16(tmp_path / "vgg16-397923af.pth")
+        build_extractor("vgg16-torchvision", tmp_path / "vgg16-397923af.pth")

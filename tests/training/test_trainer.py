@@ -14,7 +14,7 @@ from threedgp.config.profile import load_profile
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import DivergenceError, NotFiniteError
 from threedgp.files import read_json_lines
-from threedgp.metrics import generator
+from threedgp.metrics import evaluate as metrics
 from threedgp.processes import World
 from threedgp.runs.run import Run
 from threedgp.training import observer
@@ -118,7 +118,7 @@ def test_nan_on_the_tick_that_evaluates_goes_back_instead_of_scoring(workspace):
 def test_a_score_that_is_not_finite_goes_back(workspace, monkeypatch):
     scored = ("training.metrics=[nfs8]", "training.metric_ticks=1")
     trainer = make_trainer(workspace, "scored", *scored, *QUICK_RECOVERY, log=True)
-    score = generator.score_depth
+    score = metrics.score_depth
     calls = []
 
     def fail_once(*args, **options):
@@ -127,7 +127,7 @@ def test_a_score_that_is_not_finite_goes_back(workspace, monkeypatch):
             raise NotFiniteError("A rendered depth map is not finite.")
         return score(*args, **options)
 
-    monkeypatch.setattr(generator, "score_depth", fail_once)
+    monkeypatch.setattr(metrics, "score_depth", fail_once)
     assert trainer.train().finished
     (rollback,) = events(trainer, "rollback")
     assert (rollback["criterion"], rollback["source"]) == ("non-finite score", 16)

@@ -1,8 +1,13 @@
-"""Feature vectors of a set as embed wrote them: a memory map of float32 rows and which row belongs to which picture."""
+"""Feature vectors of a set on disk: a raw float32 table and a JSON description.
+
+`NAME.memmap` holds [num, dim] little-endian float32 rows in discovery order without a header, `NAME_desc.json` says
+`{"shape": [num, dim], "filepath_to_idx": {path: row}, ...}`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +18,14 @@ from threedgp.files import read_json
 CHECKED_ROWS = 4096  # rows looked at for NaN at a time
 
 
+def description_path(path: Path) -> Path:
+    """`NAME.memmap` -> `NAME_desc.json`."""
+    return path.with_name(path.name.removesuffix(".memmap") + "_desc.json")
+
+
 @dataclass(frozen=True)
 class Embeddings:
-    """Feature vectors of a training set: float32 rows in a memory map, and which row belongs to which path."""
+    """A memory map of float32 rows, and which row belongs to which path."""
 
     path: Path
     rows: np.ndarray  # [N, D]
@@ -29,7 +39,7 @@ class Embeddings:
             DataError: either file is missing, or they do not belong together.
         """
         path = Path(path)
-        description = read_json(path.with_name(path.name.removesuffix(".memmap") + "_desc.json"))
+        description = read_json(description_path(path))
         try:
             shape = tuple(int(side) for side in description["shape"])
             row_of = {str(name): int(row) for name, row in description["filepath_to_idx"].items()}
@@ -52,6 +62,11 @@ class Embeddings:
     @property
     def dim(self) -> int:
         return self.rows.shape[1]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Paths, row by row."""
+        return sorted(self.row_of, key=self.row_of.__getitem__)
 
     def non_finite(self) -> list[str]:
         """Paths whose row holds NaN or Inf; reads the whole file in pieces."""

@@ -182,7 +182,7 @@ def _score(
     reg_covar: float,
 ) -> list[ClassScores]:
     """Score and rank every class; classes are independent and run in threads."""
-    features, jobs = table.rows(), stage.jobs or available_cores()
+    features, jobs = table.rows, stage.jobs or available_cores()
 
     def score(item: tuple[str, np.ndarray]) -> ClassScores:
         name, rows = item

@@ -10,9 +10,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from threedgp.data.pictures import Pictures
 from threedgp.files import best_effort, cache_folder, write_tensors
-from threedgp.metrics.features import Bank
-from threedgp.metrics.images import RealImages
+from threedgp.metrics.bank import Bank
 from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -39,7 +39,7 @@ def extractor_key(extractor: FeatureExtractor) -> dict[str, Any]:
     }
 
 
-def real_key(images: RealImages, extractor: FeatureExtractor) -> str:
+def real_key(images: Pictures, extractor: FeatureExtractor) -> str:
     """Name of the statistics of one set under one extractor."""
     return digest_of({**extractor_key(extractor), "images": images.identity})
 

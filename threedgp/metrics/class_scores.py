@@ -14,7 +14,7 @@ import torch
 from threedgp.data.dataset import TrainingSet
 from threedgp.errors import UsageError
 from threedgp.metrics.probe import class_depth, depth_fit, fit_probe
-from threedgp.metrics.samples import Sampler
+from threedgp.metrics.scored_samples import Sampler
 from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.progress import NULL_PROGRESS, Progress
 

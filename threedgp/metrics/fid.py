@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from threedgp.errors import DataError, NotFiniteError
-from threedgp.metrics.processes import Processes
+from threedgp.processes import World
 
 _EPS = torch.finfo(torch.float64).eps
 _FAST_ERROR = 1e-9  # largest estimated error of the fast route, as a fraction of the traces
@@ -36,35 +36,26 @@ class FeatureStatistics:
     accumulators merge; the moments are those of the plain sums.
 
     Attributes:
-        count: samples seen.
-        shift: float64 [d], the centre; None before the first batch.
+        count: samples seen; the others are empty while it is 0.
+        shift: float64 [d], the centre.
         total: float64 [d], sum of (x - shift).
         scatter: float64 [d, d], sum of (x - shift)(x - shift)^T.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.shift: torch.Tensor | None = None
-        self.total: torch.Tensor | None = None
-        self.scatter: torch.Tensor | None = None
+        self.shift, self.total, self.scatter = (torch.zeros(0, dtype=torch.float64) for _ in range(3))
 
     def update(self, features: torch.Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            features: [batch, d], any float type, any device.
-
-        Raises:
-            DataError: a feature is not finite; the message names the samples.
-        """
-        require_finite(features, range(self.count, self.count + features.shape[0]))
-        if features.shape[0] == 0:
-            return
+        """Add a batch [batch, d] of finite numbers, any float type, any device."""
         x = features.detach().to(torch.float64)
-        if self.shift is None:
+        if len(x) == 0:
+            return
+        if self.count == 0:
             self.shift = x.mean(dim=0)
-            self.total = torch.zeros_like(self.shift)
-            self.scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+            self.total, self.scatter = torch.zeros_like(self.shift), x.new_zeros(x.shape[1], x.shape[1])
+        if self.shift.device != x.device:  # what was saved comes back on the CPU
+            self.shift, self.total, self.scatter = self.shift.to(x), self.total.to(x), self.scatter.to(x)
         x = x - self.shift
         self.count += x.shape[0]
         self.total += x.sum(dim=0)
@@ -72,32 +63,24 @@ class FeatureStatistics:
 
     def merge(self, other: FeatureStatistics) -> None:
         """Add what another accumulator has seen."""
-        if other.count == 0:
-            return
         if self.count == 0:
-            self.load_state(other.state())
-            return
-        total, scatter = other._about(self.shift)
-        self.scatter += scatter
-        self.total += total
-        self.count += other.count
+            self.count, self.shift = other.count, other.shift
+            self.total, self.scatter = other.total.clone(), other.scatter.clone()
+        elif other.count:
+            total, scatter = other._about(self.shift)
+            self.scatter += scatter
+            self.total += total
+            self.count += other.count
 
-    def reduce(self, world: Processes, dims: int) -> None:
-        """Merge the accumulators of all processes; afterwards each holds the same sums.
-
-        Args:
-            world: the processes.
-            dims: d, for a process that has seen nothing.
-        """
-        shifts = world.gather(None if self.shift is None else self.shift.tolist())
-        shift = next((shift for shift in shifts if shift is not None), None)
+    def reduce(self, world: World, dims: int) -> None:
+        """Merge the accumulators of all processes; afterwards each holds the same sums of `dims` dimensions."""
+        shift = next(filter(None, world.gather(self.shift.tolist())), None)
         if shift is None:
             return
         common = torch.tensor(shift, dtype=torch.float64)
+        total, scatter = torch.zeros(dims, dtype=torch.float64), torch.zeros(dims, dims, dtype=torch.float64)
         if self.count:
-            total, scatter = (value.cpu() for value in self._about(common))
-        else:
-            total, scatter = torch.zeros(dims, dtype=torch.float64), torch.zeros(dims, dims, dtype=torch.float64)
+            total, scatter = self._about(common)
         self.shift, self.total, self.scatter = common, world.sum(total), world.sum(scatter)
         self.count = int(world.sum(torch.tensor(self.count)))
 
@@ -121,28 +104,25 @@ class FeatureStatistics:
         return Moments(self.count, (self.shift + offset).cpu(), ((cov + cov.T) / 2).cpu())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything as tensors, to be saved or sent to another process."""
-        if self.count == 0:
-            return {"count": torch.zeros((), dtype=torch.int64)}
-        tensors = {"shift": self.shift, "total": self.total, "scatter": self.scatter}
+        """Everything as tensors on the CPU; see `of`."""
+        tensors = {"shift": self.shift, "total": self.total, "scatter": self.scatter} if self.count else {}
         return {"count": torch.tensor(self.count), **{name: value.cpu().clone() for name, value in tensors.items()}}
 
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore what `state` returned."""
-        self.count = int(state["count"])
-        for name in ("shift", "total", "scatter"):
-            setattr(self, name, state[name].clone() if self.count else None)
+    @classmethod
+    def of(cls, state: dict[str, torch.Tensor]) -> FeatureStatistics:
+        """The accumulator that `state` described."""
+        statistics = cls()
+        statistics.count = int(state["count"])
+        if statistics.count:
+            statistics.shift, statistics.total, statistics.scatter = (state[k] for k in ("shift", "total", "scatter"))
+        return statistics
 
 
 def require_finite(features: torch.Tensor, numbers: Sequence[int]) -> None:
-    """Refuse NaN and infinity, which would silently poison every statistic.
-
-    Args:
-        features: [batch, d].
-        numbers: what to call each row.
+    """Refuse features [batch, d] with NaN or infinity, which would silently poison every statistic.
 
     Raises:
-        DataError: names the first offending image.
+        NotFiniteError: names the first offending image by its entry in `numbers`.
     """
     bad = ~torch.isfinite(features).all(dim=1)
     if bad.any():

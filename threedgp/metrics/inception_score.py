@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,8 +11,7 @@ from threedgp.errors import DataError
 NUM_SPLITS = 10
 
 
-@dataclass(frozen=True)
-class InceptionScore:
+class InceptionScore(NamedTuple):
     """Mean and standard deviation over the splits."""
 
     mean: float

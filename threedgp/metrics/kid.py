@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,7 @@ NUM_SUBSETS = 100
 SUBSET_SIZE = 1000
 
 
-@dataclass(frozen=True)
-class KernelDistance:
+class KernelDistance(NamedTuple):
     """Mean and standard deviation of the distance over subsets; the mean may be slightly negative."""
 
     mean: float

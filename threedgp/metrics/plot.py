@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from threedgp.data.images import write_image
-from threedgp.metrics.depth import DepthScores
+from threedgp.metrics.nfs import DepthScores
 
 WIDTH, HEIGHT, MARGIN = 900, 330, 56
 INK, FAINT, BAR = (32, 33, 36), (218, 220, 224), (66, 114, 196)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,8 +11,7 @@ from threedgp.errors import DataError
 BLOCK = 10_000  # rows and columns of one block of the distance matrix: 400 MB in float32
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
+class PrecisionRecall(NamedTuple):
     """Shares in [0, 1]: generated samples inside the real manifold, and real samples inside the generated one."""
 
     precision: float

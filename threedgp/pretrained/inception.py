@@ -7,12 +7,14 @@ max-pool in the last block. A published score holds for exactly this graph, so n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
 
 from threedgp.pretrained.weights import load_state, load_strict
 
@@ -34,20 +36,20 @@ class InceptionV3(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = Unit(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = Unit(32, 32, 3)
-        self.Conv2d_2b_3x3 = Unit(32, 64, 3, padding=1)
-        self.Conv2d_3b_1x1 = Unit(64, 80, 1)
-        self.Conv2d_4a_3x3 = Unit(80, 192, 3)
+        self.Conv2d_1a_3x3 = BasicConv2d(3, 32, kernel_size=3, stride=2)
+        self.Conv2d_2a_3x3 = BasicConv2d(32, 32, kernel_size=3)
+        self.Conv2d_2b_3x3 = BasicConv2d(32, 64, kernel_size=3, padding=1)
+        self.Conv2d_3b_1x1 = BasicConv2d(64, 80, kernel_size=1)
+        self.Conv2d_4a_3x3 = BasicConv2d(80, 192, kernel_size=3)
         self.Mixed_5b = BlockA(192, 32)
         self.Mixed_5c = BlockA(256, 64)
         self.Mixed_5d = BlockA(288, 64)
-        self.Mixed_6a = BlockB(288)
-        self.Mixed_6b = BlockC(128)
-        self.Mixed_6c = BlockC(160)
-        self.Mixed_6d = BlockC(160)
-        self.Mixed_6e = BlockC(192)
-        self.Mixed_7a = BlockD()
+        self.Mixed_6a = InceptionB(288)
+        self.Mixed_6b = BlockC(768, 128)
+        self.Mixed_6c = BlockC(768, 160)
+        self.Mixed_6d = BlockC(768, 160)
+        self.Mixed_6e = BlockC(768, 192)
+        self.Mixed_7a = InceptionD(768)
         self.Mixed_7b = BlockE(1280, average_without_padding)
         self.Mixed_7c = BlockE(2048, lambda x: F.max_pool2d(x, 3, stride=1, padding=1))
         self.fc = nn.Linear(2048, 1008)
@@ -113,137 +115,49 @@ def average_without_padding(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
-class Unit(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU."""
-
-    def __init__(
-        self, c_in: int, c_out: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=padding, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, eps=1e-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)), inplace=True)
+# torchvision has the same blocks, but counts the padding in three of the average pools.
 
 
-def wide(c_in: int, c_out: int, length: int) -> Unit:
-    """A unit with a 1xlength kernel that keeps the size."""
-    return Unit(c_in, c_out, (1, length), padding=(0, length // 2))
-
-
-def tall(c_in: int, c_out: int, length: int) -> Unit:
-    """A unit with a lengthx1 kernel that keeps the size."""
-    return Unit(c_in, c_out, (length, 1), padding=(length // 2, 0))
-
-
-class BlockA(nn.Module):
+class BlockA(InceptionA):
     """Mixed_5b to 5d, 35x35."""
 
-    def __init__(self, c_in: int, pool_channels: int) -> None:
-        super().__init__()
-        self.branch1x1 = Unit(c_in, 64, 1)
-        self.branch5x5_1 = Unit(c_in, 48, 1)
-        self.branch5x5_2 = Unit(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = Unit(c_in, 64, 1)
-        self.branch3x3dbl_2 = Unit(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Unit(96, 96, 3, padding=1)
-        self.branch_pool = Unit(c_in, pool_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                self.branch1x1(x),
-                self.branch5x5_2(self.branch5x5_1(x)),
-                self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-                self.branch_pool(average_without_padding(x)),
-            ],
-            dim=1,
-        )
+    def _forward(self, x: Tensor) -> list[Tensor]:
+        return [
+            self.branch1x1(x),
+            self.branch5x5_2(self.branch5x5_1(x)),
+            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
+            self.branch_pool(average_without_padding(x)),
+        ]
 
 
-class BlockB(nn.Module):
-    """Mixed_6a, 35x35 to 17x17."""
-
-    def __init__(self, c_in: int) -> None:
-        super().__init__()
-        self.branch3x3 = Unit(c_in, 384, 3, stride=2)
-        self.branch3x3dbl_1 = Unit(c_in, 64, 1)
-        self.branch3x3dbl_2 = Unit(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Unit(96, 96, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], dim=1)
-
-
-class BlockC(nn.Module):
+class BlockC(InceptionC):
     """Mixed_6b to 6e, 17x17."""
 
-    def __init__(self, q: int) -> None:
-        super().__init__()
-        self.branch1x1 = Unit(768, 192, 1)
-        self.branch7x7_1 = Unit(768, q, 1)
-        self.branch7x7_2 = wide(q, q, 7)
-        self.branch7x7_3 = tall(q, 192, 7)
-        self.branch7x7dbl_1 = Unit(768, q, 1)
-        self.branch7x7dbl_2 = tall(q, q, 7)
-        self.branch7x7dbl_3 = wide(q, q, 7)
-        self.branch7x7dbl_4 = tall(q, q, 7)
-        self.branch7x7dbl_5 = wide(q, 192, 7)
-        self.branch_pool = Unit(768, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+    def _forward(self, x: Tensor) -> list[Tensor]:
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), single, double, self.branch_pool(average_without_padding(x))], dim=1)
+        return [
+            self.branch1x1(x),
+            self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
+            self.branch7x7dbl_5(self.branch7x7dbl_4(double)),
+            self.branch_pool(average_without_padding(x)),
+        ]
 
 
-class BlockD(nn.Module):
-    """Mixed_7a, 17x17 to 8x8."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch3x3_1 = Unit(768, 192, 1)
-        self.branch3x3_2 = Unit(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = Unit(768, 192, 1)
-        self.branch7x7x3_2 = wide(192, 192, 7)
-        self.branch7x7x3_3 = tall(192, 192, 7)
-        self.branch7x7x3_4 = Unit(192, 192, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        long = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([self.branch3x3_2(self.branch3x3_1(x)), long, F.max_pool2d(x, 3, stride=2)], dim=1)
-
-
-class BlockE(nn.Module):
+class BlockE(InceptionE):
     """Mixed_7b and 7c, 8x8; the two differ in the pool before the last branch."""
 
-    def __init__(self, c_in: int, pool) -> None:
-        super().__init__()
+    def __init__(self, c_in: int, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(c_in)
         self.pool = pool
-        self.branch1x1 = Unit(c_in, 320, 1)
-        self.branch3x3_1 = Unit(c_in, 384, 1)
-        self.branch3x3_2a = wide(384, 384, 3)
-        self.branch3x3_2b = tall(384, 384, 3)
-        self.branch3x3dbl_1 = Unit(c_in, 448, 1)
-        self.branch3x3dbl_2 = Unit(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = wide(384, 384, 3)
-        self.branch3x3dbl_3b = tall(384, 384, 3)
-        self.branch_pool = Unit(c_in, 192, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> list[Tensor]:
         single = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        return torch.cat(
-            [
-                self.branch1x1(x),
-                self.branch3x3_2a(single),
-                self.branch3x3_2b(single),
-                self.branch3x3dbl_3a(double),
-                self.branch3x3dbl_3b(double),
-                self.branch_pool(self.pool(x)),
-            ],
-            dim=1,
-        )
+        return [
+            self.branch1x1(x),
+            self.branch3x3_2a(single),
+            self.branch3x3_2b(single),
+            self.branch3x3dbl_3a(double),
+            self.branch3x3dbl_3b(double),
+            self.branch_pool(self.pool(x)),
+        ]

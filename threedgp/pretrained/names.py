@@ -4,6 +4,7 @@ from __future__ import annotations
 
 INCEPTION_NAME = "inception"
 OFFLINE_NAME = "tf_efficientnet_lite0"
+VGG16_NAME = "vgg16-torchvision"
 ALIASES = {
     "inceptionv3": INCEPTION_NAME,
     "inception_v3_fid": INCEPTION_NAME,

@@ -7,12 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.pretrained.inception import resize_bilinear_tf1
-from threedgp.pretrained.weights import WeightFile, find_weights, load_state, load_strict
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.pretrained.weights import WeightFile, load_state, load_strict
 
-VGG16_NAME = "vgg16-torchvision"
 VGG16_WEIGHTS = WeightFile(
     name="vgg16",
     file_name="vgg16-397923af.pth",
@@ -25,6 +22,7 @@ VGG16_WEIGHTS = WeightFile(
 )
 INPUT_SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPROCESS = f"TF1 bilinear to {INPUT_SIZE}x{INPUT_SIZE}, /255, mean {list(MEAN)}, std {list(STD)}"
 
 
 class SecondFullyConnected(nn.Module):
@@ -45,23 +43,11 @@ def prepare(images: Tensor) -> Tensor:
     return (x - mean) / std
 
 
-def build_vgg16(
-    weights: Path | str | None = None,
-    *,
-    download: bool = False,
-    device: torch.device | str = "cpu",
-    allow_unverified: bool = False,
-    progress: Progress = NULL_PROGRESS,
-) -> FeatureExtractor:
-    """The extractor with torchvision's checked weights; arguments and errors as `build_extractor`."""
+def load_vgg16(path: Path | str) -> SecondFullyConnected:
+    """The network with torchvision's weights. Raises `WeightsError` if the file does not fit."""
     from torchvision.models import vgg16
 
-    found = find_weights(
-        VGG16_WEIGHTS, weights, download=download, allow_unverified=allow_unverified, progress=progress
-    )
     with torch.device("meta"):
         network = vgg16(weights=None)
-    network = network.to_empty(device="cpu").eval()
-    load_strict(network, load_state(found.path), found.path)
-    text = f"TF1 bilinear to {INPUT_SIZE}x{INPUT_SIZE}, /255, mean {list(MEAN)}, std {list(STD)}"
-    return FeatureExtractor(VGG16_NAME, SecondFullyConnected(network), 4096, found, text, prepare, device)
+    load_strict(network, load_state(path), path)
+    return SecondFullyConnected(network)

@@ -19,9 +19,10 @@ from threedgp.files import atomic_path, best_effort
 from threedgp.inference.cameras import AnyGenerator
 from threedgp.inference.snapshots import sample_sheet, short_video
 from threedgp.metrics.cache import StatisticsCache, metrics_cache
-from threedgp.metrics.evaluate import RealSets
-from threedgp.metrics.generator import Extractors, choose_extractors, score_generator
-from threedgp.metrics.samples import Sampler
+from threedgp.metrics.evaluate import Evaluator
+from threedgp.metrics.extractors import Extractors
+from threedgp.metrics.real_set import RealSet
+from threedgp.metrics.scored_samples import Sampler
 from threedgp.models.generator import Generator
 from threedgp.processes import World
 from threedgp.progress import NULL_PROGRESS, Progress
@@ -75,9 +76,8 @@ class Observer:
         self.run, self.world, self.dataset, self.log = run, world, dataset, log
         self.progress = progress
         self.profile: Profile = run.profile
-        self.extractors = Extractors(device=world.device, progress=progress)
-        specs = [parse_metric(name) for name in self.profile.training.metrics]
-        self.specs = choose_extractors(specs, self.extractors, progress if world.is_main else NULL_PROGRESS)
+        self.extractors = Extractors(device=world.device, progress=progress if world.is_main else NULL_PROGRESS)
+        self.specs = self.extractors.choose([parse_metric(name) for name in self.profile.training.metrics])
 
     # -------------------------------------------------------------------------------------------------------- pictures
 
@@ -121,15 +121,12 @@ class Observer:
     def evaluate(self, generator: AnyGenerator, nimg: int) -> Evaluation:
         """Score the generator with the profile's metrics, on all processes together, and write the results down."""
         began = time.time()
-        results, _ = score_generator(
+        cache = StatisticsCache(metrics_cache(), self.progress)
+        evaluator = Evaluator(self.extractors, self.profile.training.test_batch_gpu, cache=cache, world=self.world)
+        results, _ = evaluator.score_generator(
             self.specs,
             Sampler(generator, self.profile, self.dataset),
-            RealSets(self.dataset.source.root, self.profile.data.resolution, self.profile.data.mirror),
-            self.extractors,
-            batch=self.profile.training.test_batch_gpu,
-            cache=StatisticsCache(metrics_cache(), self.progress),
-            world=self.world,
-            progress=NULL_PROGRESS,
+            RealSet(self.dataset.source.root, self.profile.data.resolution, self.profile.data.mirror),
         )
         scores = {name: number for result in results for name, number in result.results.items()}
         for result in results:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,14 +18,17 @@ import torch
 from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraPrior
 from threedgp.config.schema import Profile
+from threedgp.data.dataset import TrainingSet
 from threedgp.errors import ConfigError, UsageError
-from threedgp.metrics.nfs import CUT_QUANTILE, QUANTILE_GROUP
 from threedgp.models.generator import Generator
 from threedgp.models.stylegan2 import StyleGAN2Generator, SynthesisNetwork
+from threedgp.progress import NULL_PROGRESS, Progress
 from threedgp.rendering.rays import camera_rays
 from threedgp.rendering.renderer import RenderDraws, RenderOptions, make_draws, render_rays
 
 LATENTS, NOISE = 0, 1  # streams of random numbers of one sample
+CUT_QUANTILE = 0.5  # densities below this quantile are removed from depth maps: thin fog is not geometry
+QUANTILE_GROUP = 4  # images that share one quantile, whatever the batch size: part of the published definition
 QUANTILE_VALUES = 1 << 24  # densities that one published quantile may look at
 
 
@@ -56,8 +60,33 @@ class UniformLabels:
         raise ConfigError("camera.origin.dist=custom takes camera angles from the training set: name it with --data.")
 
 
+def open_labels(profile: Profile, path: Path | str | None, progress: Progress = NULL_PROGRESS) -> Labels:
+    """Classes and camera angles as frequent as in the training set.
+
+    Args:
+        profile: of the run.
+        path: its training set; None: it is not here, and all classes are drawn equally often.
+    """
+    custom = profile.camera.origin.dist == "custom"
+    if not (profile.data.num_classes or custom):
+        return UniformLabels(0)
+    if path is None:
+        progress.note("The training set is not here, so all classes are drawn equally often.")
+        return UniformLabels(profile.data.num_classes)
+    return TrainingSet(
+        path,
+        resolution=profile.data.resolution,
+        num_classes=profile.data.num_classes,
+        use_depth=False,
+        use_angles=custom,
+        mirror=False,
+        max_images=profile.data.max_images,
+        seed=profile.training.seed,
+    )
+
+
 class Latents(NamedTuple):
-    """Inputs of B samples: z [B, z_dim], c [B, c_dim] and cameras of the prior, on the CPU."""
+    """Inputs of B samples: z [B, z_dim], c [B, c_dim] and cameras of the prior."""
 
     z: torch.Tensor
     c: torch.Tensor
@@ -79,11 +108,11 @@ class Sampler:
         self.prior = CameraPrior(profile.camera)
         self.device = next(generator.parameters()).device
 
-    def latents(self, numbers: Sequence[int]) -> Latents:
+    def latents(self, numbers: Sequence[int], device: torch.device | str = "cpu") -> Latents:
         """Latents, classes and prior cameras of some samples."""
         rows = [self._latent(number) for number in numbers]
         z, c, camera = zip(*rows, strict=True)
-        return Latents(torch.stack(z), torch.stack(c), Camera.cat(camera))
+        return Latents(torch.stack(z).to(device), torch.stack(c).to(device), Camera.cat(camera).to(device))
 
     def _latent(self, number: int) -> tuple[torch.Tensor, torch.Tensor, Camera]:
         random = self._random(number, LATENTS, "cpu")
@@ -96,18 +125,12 @@ class Sampler:
     @torch.no_grad()
     def images(self, numbers: Sequence[int]) -> torch.Tensor:
         """uint8 RGB [B, 3, S, S]: posterior cameras, no truncation, random layer noise."""
-        latents = self.latents(numbers)
-        z, c, camera = latents.z.to(self.device), latents.c.to(self.device), latents.camera.to(self.device)
-        randoms = [self._random(number, NOISE, self.device) for number in numbers]
-        if isinstance(self.generator, StyleGAN2Generator):
-            ws = self.generator.mapping(z, c, camera.angles)
-            img = self.generator.synthesize(ws, noise=layer_noise(self.generator.synthesis, randoms))
-        else:
-            camera = self.generator.adapt_camera(camera, z, c)
-            planes = self._planes(z, c, camera, randoms)
-            options, side = self.generator.render_options, self.generator.img_resolution
-            img = self.generator.render(planes, camera, draws=ray_draws(side * side, options, randoms)).img
-        return to_uint8(img[:, :3])
+        if not isinstance(self.generator, StyleGAN2Generator):
+            return self.turned_views(numbers, [0.0])[0][0]
+        z, c, camera = self.latents(numbers, self.device)
+        ws = self.generator.mapping(z, c, camera.angles)
+        noise = layer_noise(self.generator.synthesis, self._noises(numbers))
+        return to_uint8(self.generator.synthesize(ws, noise=noise)[:, :3])
 
     @torch.no_grad()
     def turned_views(self, numbers: Sequence[int], turns: Sequence[float]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -120,19 +143,17 @@ class Sampler:
         Raises:
             UsageError: a 2D model.
         """
-        require_depth(self.generator)
-        latents = self.latents(numbers)
-        z, c, camera = latents.z.to(self.device), latents.c.to(self.device), latents.camera.to(self.device)
-        randoms = [self._random(number, NOISE, self.device) for number in numbers]
-        camera = self.generator.adapt_camera(camera, z, c)
-        planes = self._planes(z, c, camera, randoms)
-        options, side = self.generator.render_options, self.generator.img_resolution
-        draws = ray_draws(side * side, options, randoms)
+        generator = require_depth(self.generator)
+        z, c, camera = self.latents(numbers, self.device)
+        randoms = self._noises(numbers)
+        camera = generator.adapt_camera(camera, z, c)
+        planes = _planes(generator, z, c, camera, randoms)
+        draws = ray_draws(generator.img_resolution**2, generator.render_options, randoms)
         views = []
         for turn in turns:
             angles = camera.angles + torch.tensor([turn, 0.0, 0.0], device=self.device)
-            output = self.generator.render(planes, replace(camera, angles=angles), draws=draws)
-            views.append((to_uint8(output.img), output.depth[:, 0]))
+            output = generator.render(planes, replace(camera, angles=angles), draws=draws)
+            views.append((to_uint8(output.img[:, :3]), output.depth[:, 0]))
         return views
 
     @torch.no_grad()
@@ -149,23 +170,22 @@ class Sampler:
             cut_quantile: density quantile; 0 keeps everything.
             adaptor: False leaves the camera exactly frontal.
         """
-        latents = self.latents(numbers)
-        z, c = latents.z.to(self.device), latents.c.to(self.device)
-        vector = latents.camera.to_vector()
+        generator = require_depth(self.generator)
+        z, c, camera = self.latents(numbers, self.device)
+        vector = camera.to_vector()
         vector[:, :3] = torch.tensor([0.0, math.pi / 2, 0.0])
-        camera = Camera.from_vector(vector.to(self.device))
+        camera = Camera.from_vector(vector)
         if adaptor:
-            camera = self.generator.adapt_camera(camera, z, c)
-        randoms = [self._random(number, NOISE, self.device) for number in numbers]
-        planes = self._planes(z, c, camera, randoms)
-        side = self.generator.img_resolution
-        options = replace(self.generator.render_options, cut_quantile=cut_quantile)
-        origins, directions = camera_rays(camera, side, side)
+            camera = generator.adapt_camera(camera, z, c)
+        randoms = self._noises(numbers)
+        side = generator.img_resolution
         rays = side * side
+        options = replace(generator.render_options, cut_quantile=cut_quantile)
+        field = generator.field(_planes(generator, z, c, camera, randoms))
+        origins, directions = camera_rays(camera, side, side)
         draws = ray_draws(rays, options, randoms)
         whole = options.chunk_rays is None or rays <= options.chunk_rays
         chunk = rays if whole else QUANTILE_VALUES // (QUANTILE_GROUP * options.num_steps * 3)
-        field = self.generator.field(planes)
         depths = []
         for first in range(0, rays, chunk):
             part = slice(first, first + chunk)
@@ -173,10 +193,8 @@ class Sampler:
             depths.append(render_rays(field, origins[:, part], directions[:, part], options, draws=some).depth)
         return torch.cat(depths, dim=1).reshape(len(numbers), side, side)
 
-    def _planes(self, z, c, camera: Camera, randoms: list[torch.Generator]) -> torch.Tensor:
-        ws = self.generator.mapping(z, c, camera.angles)
-        backbone = self.generator.synthesis["tri_plane_decoder"]
-        return self.generator.synthesize_planes(ws, noise=layer_noise(backbone, randoms))
+    def _noises(self, numbers: Sequence[int]) -> list[torch.Generator]:
+        return [self._random(number, NOISE, self.device) for number in numbers]
 
     def _random(self, number: int, stream: int, device: torch.device | str) -> torch.Generator:
         """One of the sample's own generators; a GPU's numbers differ from a CPU's and are worth as much."""
@@ -185,7 +203,7 @@ class Sampler:
 
 
 class GeneratedImages:
-    """The first `count` images of a sampler, for the metrics of images.
+    """The first `count` images of a sampler, for the metrics of images; see `threedgp.data.pictures.Images`.
 
     Args:
         sampler: draws them.
@@ -208,20 +226,28 @@ class GeneratedImages:
         return f"{self.checkpoint} seed {self.sampler.seed} labels {labels} on {self.sampler.device.type}"
 
     def batches(self, chunks: Sequence[list[int]]) -> Iterator[list[tuple[list[int], torch.Tensor]]]:
-        """See `threedgp.metrics.features.Images`."""
         for chunk in chunks:
             yield [(chunk, self.sampler.images(chunk))]
 
 
-def require_depth(generator: Generator | StyleGAN2Generator) -> None:
-    """Refuse a 2D model where depth is asked for. Raises `UsageError`."""
+def require_depth(generator: Generator | StyleGAN2Generator) -> Generator:
+    """The generator, if it has depth. Raises `UsageError` for a 2D model."""
     if isinstance(generator, StyleGAN2Generator):
         raise UsageError("The non-flatness score needs depth, and this is a 2D model (model.kind=stylegan2).")
+    return generator
 
 
 def to_uint8(img: torch.Tensor) -> torch.Tensor:
     """[-1, 1] to 0..255 the way the published scores were made: 127.5·x + 128, clamped, truncated."""
     return (img.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _planes(
+    generator: Generator, z: torch.Tensor, c: torch.Tensor, camera: Camera, randoms: Sequence[torch.Generator]
+) -> torch.Tensor:
+    ws = generator.mapping(z, c, camera.angles)
+    backbone = generator.synthesis["tri_plane_decoder"]
+    return generator.synthesize_planes(ws, noise=layer_noise(backbone, randoms))
 
 
 def layer_noise(network: SynthesisNetwork, randoms: Sequence[torch.Generator]) -> dict[str, torch.Tensor]:
