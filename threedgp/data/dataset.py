@@ -19,7 +19,7 @@ import torch
 from threedgp.config.schema import Profile
 from threedgp.data.embeddings import Embeddings
 from threedgp.data.images import decode_depth, decode_image, image_size
-from threedgp.data.labels import DATASET_JSON, Labels, load_labels
+from threedgp.data.labels import DATASET_JSON, Labels, read_labels
 from threedgp.data.source import depth_name_of, embeddings_folder, open_source, stem_of
 from threedgp.errors import DataError
 
@@ -87,7 +87,7 @@ class TrainingSet(torch.utils.data.Dataset):
         self.source = open_source(path)
         self.resolution, self.num_classes, self.use_depth, self.mirror = resolution, num_classes, use_depth, mirror
         self.embeddings = Embeddings.open(embeddings) if embeddings is not None else None
-        labels = load_labels(self.source) or Labels()
+        labels = read_labels(self.source, complete=False) or Labels()
         self.classes = labels.classes
         self._labels = (labels.values or {}) if num_classes else {}
         self._angles = labels.angles

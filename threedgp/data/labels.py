@@ -47,37 +47,22 @@ class Labels:
         return content
 
 
-def load_labels(source: ImageSource) -> Labels | None:
-    """The set's own dataset.json, which may leave images out, or None when it has none.
+def read_labels(source: ImageSource, *, complete: bool = True) -> Labels | None:
+    """The set's own dataset.json, or None when it has none.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or leaves an image out although it should be complete.
     """
     if DATASET_JSON not in source:
         return None
     where = f"{source.root}/{DATASET_JSON}"
     try:
-        content = parse_json(source.read(DATASET_JSON))
+        labels = parse_labels(parse_json(source.read(DATASET_JSON)), where)
     except ValueError as error:
         raise DataError(f"{where} is not valid JSON ({error}).") from None
-    return parse_labels(content, where)
-
-
-def read_labels(source: ImageSource) -> Labels | None:
-    """The set's own dataset.json, or None when it has none.
-
-    Raises:
-        DataError: it is damaged, or leaves an image out.
-    """
-    labels = load_labels(source)
-    if labels is None:
-        return None
     for what, known in (("label", labels.values), ("camera_angles", labels.angles or None)):
-        missing = [name for name in source.names if known is not None and stem_of(name) not in known]
-        if missing:
-            raise DataError(
-                f"{source.root}/{DATASET_JSON} has no {what} for {len(missing)} images (first: {missing[0]})."
-            )
+        if complete and known is not None:
+            _require(what, known, source, where)
     return labels
 
 
@@ -101,70 +86,60 @@ def parse_labels(content: Any, where: str) -> Labels:
                 f"{where}: the camera_angles {angles[name]} of {name} are not [yaw, pitch, roll] in radians, with the "
                 "pitch between 0 (seen from above) and pi. Are they degrees?"
             )
-    lengths = {len(value) for value in (values or {}).values() if isinstance(value, list)}
-    if len(lengths) > 1:
-        raise DataError(
-            f"{where}: the labels are lists of {', '.join(map(str, sorted(lengths)))} numbers; all must be as long."
-        )
-    if lengths == {0}:
-        raise DataError(f"{where}: the labels are empty lists.")
     whole = [value for value in (values or {}).values() if isinstance(value, int)]
-    if whole and min(whole) < 0:
-        raise DataError(f"{where}: class numbers start at 0, found {min(whole)}.")
-    if values and whole and len(whole) != len(values):
-        raise DataError(f"{where} mixes class numbers with lists of numbers.")
-    if classes is not None and whole and max(whole) >= len(classes):
-        raise DataError(f"{where} names {len(classes)} classes but has the class number {max(whole)}.")
+    widths = sorted({len(value) for value in (values or {}).values() if isinstance(value, list)})
+    for wrong, problem in (
+        (whole and widths, "mixes class numbers with lists of numbers"),
+        (len(widths) > 1, f"has labels of {', '.join(map(str, widths))} numbers; all must be as long"),
+        (widths == [0], "has labels that are empty lists"),
+        (min(whole, default=0) < 0, f"has the class number {min(whole, default=0)}, but they start at 0"),
+        (
+            classes is not None and max(whole, default=-1) >= len(classes),
+            f"names {len(classes or [])} classes but has the class number {max(whole, default=0)}",
+        ),
+    ):
+        if wrong:
+            raise DataError(f"{where} {problem}.")
     return Labels(values, classes, angles)
-
-
-def folder_labels(source: ImageSource, classes: list[str] | None = None) -> Labels:
-    """Labels from class folders: the first folder of each path, numbered in sorted order or by `classes`.
-
-    Raises:
-        DataError: some images lie in no folder, or in one that `classes` does not name.
-    """
-    loose = [name for name in source.names if class_of(name) is None]
-    if loose:
-        raise DataError(
-            f"{len(loose)} images of {source.root} lie beside the class folders (first: {loose[0]}). "
-            "Move them into folders, or use --labels none."
-        )
-    found = classes_of(source.names)
-    unknown = sorted(set(found) - set(classes)) if classes else []
-    if unknown:
-        raise DataError(f"{source.root} has folders that the class list does not name: {', '.join(unknown[:5])}.")
-    names = classes or found
-    number = {name: index for index, name in enumerate(names)}
-    return Labels({stem_of(name): number[class_of(name)] for name in source.names}, names)
 
 
 def choose_labels(source: ImageSource, mode: str = "auto", classes: list[str] | None = None) -> Labels:
     """The labels a stage writes for a set.
 
     Args:
-        mode: `auto`: the set's own dataset.json if it has one, else class folders, else none when all images lie in
-            the root. `none`: no labels. Otherwise the path of a JSON file with labels.
+        mode: `auto`: the set's own dataset.json if it has one, else class folders (the first folder of each path), else
+            none when all images lie in the root. `none`: no labels. Otherwise the path of a JSON file with labels.
         classes: names of the classes in the order of their numbers, so that a part of a set keeps the numbering of
             the whole.
+
+    Raises:
+        DataError: some images have no label, lie in no folder, or in one that `classes` does not name.
     """
+    own = read_labels(source) if mode in ("auto", "none") else None
     if mode == "none":
-        own = read_labels(source)
         return Labels(angles=own.angles if own else {})
     if mode != "auto":
         if not Path(mode).is_file():
             raise UsageError(f"--labels must be auto, none or a JSON file; there is no file '{mode}'.")
-        labels = parse_labels(read_json(mode), mode)
-        missing = [name for name in source.names if stem_of(name) not in (labels.values or {})]
-        if missing:
-            raise DataError(f"{mode} has no label for {len(missing)} images (first: {missing[0]}).")
-        return Labels(labels.values, classes or labels.classes, labels.angles)
-    own = read_labels(source)
+        own = parse_labels(read_json(mode), mode)
+        _require("label", own.values or {}, source, mode)
     if own is not None:
         return Labels(own.values, classes or own.classes, own.angles)
-    if classes is None and not any("/" in name for name in source.names):
+    found = classes_of(source.names)
+    if classes is None and not found:
         return Labels()
-    return folder_labels(source, classes)
+    loose = [name for name in source.names if class_of(name) is None]
+    if loose:
+        raise DataError(
+            f"{len(loose)} images of {source.root} lie beside the class folders (first: {loose[0]}). "
+            "Move them into folders, or use --labels none."
+        )
+    names = classes or found
+    number = {name: index for index, name in enumerate(names)}
+    unknown = [name for name in found if name not in number]
+    if unknown:
+        raise DataError(f"{source.root} has folders that the class list does not name: {', '.join(unknown[:5])}.")
+    return Labels({stem_of(name): number[name.split("/", 1)[0]] for name in source.names}, names)
 
 
 def read_classes(path: Path | str) -> list[str]:
@@ -186,6 +161,12 @@ def read_classes(path: Path | str) -> list[str]:
     if len(set(names)) != len(names):
         raise UsageError(f"{path} names a class twice.")
     return names
+
+
+def _require(what: str, known: dict[str, Any], source: ImageSource, where: str) -> None:
+    missing = [name for name in source.names if stem_of(name) not in known]
+    if missing:
+        raise DataError(f"{where} has no {what} for {len(missing)} images (first: {missing[0]}).")
 
 
 def _by_stem(pairs: Any, convert: Callable[[Any], Any], where: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ All give depth in which larger is farther, known up to scale and shift.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from threedgp.errors import DataError, MissingExtraError, UsageError, WeightsError
 from threedgp.pretrained.disparity import depth_of_disparity
-from threedgp.pretrained.leres import BLOCKS, load_leres, preprocess
+from threedgp.pretrained.leres import NETWORKS, load_leres, preprocess
 from threedgp.pretrained.weights import find_weights
 from threedgp.progress import NULL_PROGRESS, Progress
 
@@ -65,14 +65,12 @@ class EstimatorSpec:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the values of the maps, for the manifest."""
-        entries: dict[str, Any] = {"estimator": self.name, "dtype": self.dtype}
+        if self.synthetic:
+            return {"estimator": "synthetic"}
+        entries = {"estimator": self.name, "dtype": self.dtype}
         if self.name == "leres":
-            entries["weights_sha256"] = self.weights_sha256
-        elif self.name == "synthetic":
-            entries = {"estimator": "synthetic"}
-        else:
-            entries["output"] = self.output
-        return entries
+            return {**entries, "weights_sha256": self.weights_sha256}
+        return {**entries, "output": self.output}
 
     @property
     def synthetic(self) -> bool:
@@ -126,8 +124,8 @@ def choose_estimator(
         return EstimatorSpec(name)
     if name != "leres":
         raise UsageError(f"There is no depth estimator '{name}'. Choose leres, hf:<model-id> or synthetic.")
-    if backbone is not None and backbone not in BLOCKS:
-        raise UsageError(f"LeReS has no backbone '{backbone}'. Choose {' or '.join(BLOCKS)}.")
+    if backbone is not None and backbone not in NETWORKS:
+        raise UsageError(f"LeReS has no backbone '{backbone}'. Choose {' or '.join(NETWORKS)}.")
     options: dict[str, Any] = {"sha256": sha256, "download": download, "progress": progress}
     if backbone is not None or weights is not None:
         found = find_weights(f"leres-{backbone or 'resnext101'}", weights, **options)
@@ -156,7 +154,7 @@ class LeReSEstimator:
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        with precision(self.device, self.dtype):
+        with torch.autocast(self.device.type, PRECISIONS[self.dtype], enabled=self.dtype != "fp32"):
             depth = self.network(inputs.to(self.device))[:, 0]  # [batch, 448, 448]
         return list(depth.float().cpu())
 
@@ -186,7 +184,7 @@ class TransformersEstimator:
     def predict(self, inputs: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
         import inspect
 
-        with precision(self.device, self.dtype):
+        with torch.autocast(self.device.type, PRECISIONS[self.dtype], enabled=self.dtype != "fp32"):
             outputs = self.network(pixel_values=inputs.to(self.device))
         outputs.predicted_depth = outputs.predicted_depth.float()
         finish = self.processor.post_process_depth_estimation  # undoes the model's padding and scaling
@@ -211,16 +209,6 @@ class SyntheticEstimator:
         y, x = torch.meshgrid(line, line, indexing="ij")
         depth = 2 - 0.5 * y + 0.5 * (x**2 + y**2) - luminance[:, 0]
         return list(depth)
-
-
-def precision(device: torch.device, dtype: Precision) -> AbstractContextManager:
-    """Mixed precision for fp16 and bf16; for fp32 the real thing, not TF32."""
-    chosen = PRECISIONS[dtype]
-    if chosen is not None:
-        return torch.autocast(device.type, chosen)
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def _read_config(model: str, download: bool) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +22,7 @@ from threedgp.pretrained.weights import load_state, load_strict
 INPUT_SIZE = 448  # the network sees every photo at 448x448, whatever its shape
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-BLOCKS = {"resnet50": (3, 4, 6, 3), "resnext101": (3, 4, 23, 3)}
+NETWORKS = {"resnet50": "resnet50", "resnext101": "resnext101_32x8d"}  # torchvision's names
 NUM_TENSORS = {"resnet50": 406, "resnext101": 712}
 
 
@@ -35,12 +36,8 @@ class LeReS(nn.Module):
     def __init__(self, backbone: str) -> None:
         super().__init__()
         self.backbone = backbone
-        self.depth_model = nn.ModuleDict(
-            {
-                "encoder_modules": nn.ModuleDict({"encoder": Encoder(backbone)}),
-                "decoder_modules": Decoder(),
-            }
-        )
+        encoder = nn.ModuleDict({"encoder": Encoder(backbone)})  # the names of the published checkpoints
+        self.depth_model = nn.ModuleDict({"encoder_modules": encoder, "decoder_modules": Decoder()})
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -48,52 +45,20 @@ class LeReS(nn.Module):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The four encoder maps: 256, 512, 1024, 2048 channels at strides 4, 8, 16, 32."""
-        return self.depth_model["encoder_modules"]["encoder"](images)
-
-
-class Bottleneck(nn.Module):
-    """Residual block with the stride in its 3x3 convolution."""
-
-    def __init__(self, c_in: int, width: int, c_out: int, stride: int, groups: int, project: bool) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, c_out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(c_out)
-        self.downsample = None
-        if project:
-            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.bn3(self.conv3(y)) + shortcut)
+        return self.depth_model.get_submodule("encoder_modules.encoder")(images)
 
 
 class Encoder(nn.Module):
-    """ResNet-50 or ResNeXt-101 32x8d without pooling and classifier."""
+    """torchvision's ResNet-50 or ResNeXt-101 32x8d without pooling and classifier."""
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        c_in = 64
-        for level, count in enumerate(BLOCKS[backbone]):
-            base = 64 * 2**level
-            width, groups = (base, 1) if backbone == "resnet50" else (4 * base, 32)
-            blocks = []
-            for i in range(count):
-                stride = 2 if level > 0 and i == 0 else 1
-                blocks.append(Bottleneck(c_in, width, 4 * base, stride, groups, project=i == 0))
-                c_in = 4 * base
-            setattr(self, f"layer{level + 1}", nn.Sequential(*blocks))
+        network = torchvision.models.get_model(NETWORKS[backbone], weights=None)
+        self.conv1, self.bn1, self.maxpool = network.conv1, network.bn1, network.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = (getattr(network, f"layer{i}") for i in (1, 2, 3, 4))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
