@@ -5,30 +5,31 @@ import torch
 from torch.nn.functional import softplus
 
 from tests.models.reference import load_reference
+from threedgp.config.schema import CameraConditioningConfig, DiscriminatorConfig
 from threedgp.models.discriminator import Discriminator, minibatch_std
 from threedgp.ops import native
 
-NETWORKS = {
-    "": {
-        "img_resolution": 16,
-        "img_channels": 4,
-        "c_dim": 5,
-        "num_additional_start_blocks": 1,
-        "patch_conditioning": True,
-        "hyper_mod": True,
-        "feature_dim": 12,
-        "cbase": 512,
-        "cmax": 16,
-    },
-    "camcond/": {
-        "img_resolution": 16,
-        "img_channels": 3,
-        "patch_conditioning": True,
-        "camera_conditioning": True,
-        "cbase": 256,
-        "cmax": 8,
-    },
-    "plain2d/": {"img_resolution": 32, "img_channels": 3, "mbstd_group_size": 3, "cbase": 256, "cmax": 8},
+CAMERA = CameraConditioningConfig(enabled=True)
+NETWORKS = {  # sizes and settings
+    "": (
+        {
+            "img_resolution": 16,
+            "img_channels": 4,
+            "c_dim": 5,
+            "start_blocks": 1,
+            "patch_conditioning": True,
+            "feature_dim": 12,
+        },
+        {"cbase": 512, "cmax": 16},
+    ),
+    "camcond/": (
+        {"img_resolution": 16, "img_channels": 3, "patch_conditioning": True},
+        {"hyper_mod": False, "camera_conditioning": CAMERA, "cbase": 256, "cmax": 8},
+    ),
+    "plain2d/": (
+        {"img_resolution": 32, "img_channels": 3},
+        {"hyper_mod": False, "mbstd_group_size": 3, "cbase": 256, "cmax": 8},
+    ),
 }
 PREFIXES = list(NETWORKS)
 
@@ -52,7 +53,9 @@ def close(actual, expected) -> float:
 
 
 def network(data, prefix, dtype, **changes):
-    net = load_reference(Discriminator(**NETWORKS[prefix] | changes), data, f"{prefix}param/", dtype)
+    sizes, settings = NETWORKS[prefix]
+    config = DiscriminatorConfig(**settings | changes)
+    net = load_reference(Discriminator(config, **sizes), data, f"{prefix}param/", dtype)
 
     def inputs(name):
         return torch.tensor(data[prefix + name], dtype=dtype) if prefix + name in data else None
@@ -120,8 +123,8 @@ def test_feature_head_matches_reference(data, dtype, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 def test_activation_clamp_matches_reference(data, dtype, tolerance):
-    for clamp, key in ((256.0, "clamped/logits"), (None, "clamped/logits_without_clamp")):
-        net, img, conditions = network(data, "", dtype, conv_clamp=clamp)
+    for clamp, key in ((True, "clamped/logits"), (False, "clamped/logits_without_clamp")):
+        net, img, conditions = network(data, "", dtype, clamp_activations=clamp)
         assert close(net(img * data["clamped/img_gain"].item(), *conditions).logits, data[key]) < tolerance
 
 
@@ -157,12 +160,13 @@ def test_minibatch_deviation_derivatives():
     assert torch.autograd.gradgradcheck(lambda x: minibatch_std(x, 2), x)
 
 
-def small(**options):
-    return Discriminator(**{"img_resolution": 8, "img_channels": 3, "cbase": 64, "cmax": 8} | options)
+def small(resolution=8, settings=None, **options):
+    config = DiscriminatorConfig(**{"cbase": 64, "cmax": 8, "hyper_mod": False} | (settings or {}))
+    return Discriminator(config, resolution, 3, **options)
 
 
 def test_only_the_first_block_sees_the_image():
-    net = small(img_resolution=16, num_additional_start_blocks=1)
+    net = small(16, start_blocks=1)
     assert [name for name, _ in net.named_modules() if "fromrgb" in name] == ["b32.fromrgb"]
     assert all(parameter.requires_grad for parameter in net.parameters())
     net(torch.randn(4, 3, 16, 16)).logits.sum().backward()
@@ -171,17 +175,17 @@ def test_only_the_first_block_sees_the_image():
 
 @pytest.mark.parametrize("layers", [0, 1, 3, 6, 8])
 def test_first_layers_can_be_frozen(layers):
-    net = small(img_resolution=16, freeze_layers=layers)
+    net = small(16, freeze_layers=layers)
     order = [f"b16.{name}" for name in ("fromrgb", "conv0", "conv1", "skip")]
     order += [f"b8.{name}" for name in ("fromrgb", "conv0", "conv1", "skip")]
     trained = {name.rsplit(".", 1)[0] for name, _ in net.named_parameters()}
     assert not trained & set(order[:layers])
     assert set(order[layers:]) - {"b8.fromrgb"} <= trained
-    assert net.state_dict().keys() == small(img_resolution=16).state_dict().keys()
+    assert net.state_dict().keys() == small(16).state_dict().keys()
 
 
 def test_camera_conditioning_works_alone():
-    net = small(camera_conditioning=True).eval()
+    net = small(settings={"camera_conditioning": CAMERA}).eval()
     img = torch.randn(4, 3, 8, 8)
     logits = [net(img, camera_angles=torch.full((4, 3), angle)).logits for angle in (0.1, 1.0)]
     assert not torch.allclose(*logits)
@@ -191,7 +195,7 @@ def test_same_seed_same_network():
     states = []
     for _ in range(2):
         torch.manual_seed(5)
-        states.append(small(patch_conditioning=True, hyper_mod=True).state_dict())
+        states.append(small(patch_conditioning=True, settings={"hyper_mod": True}).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -200,7 +204,7 @@ def test_bfloat16_is_close_and_logits_are_full_precision(monkeypatch):
     outputs = []
     for low_precision in (None, torch.bfloat16):
         torch.manual_seed(0)
-        net = small(img_resolution=32, low_precision=low_precision)
+        net = small(32, low_precision=low_precision)
         outputs.append(net(torch.linspace(-1, 1, 4 * 3 * 32 * 32).reshape(4, 3, 32, 32)).logits)
     assert outputs[1].dtype == torch.float32
     assert 0 < (outputs[0] - outputs[1]).abs().max() < 0.03
@@ -212,12 +216,12 @@ def test_missing_conditions_are_named():
     with pytest.raises(ValueError, match="without a feature head"):
         small()(torch.zeros(4, 3, 8, 8), predict_features=True)
     with pytest.raises(ValueError, match="needs camera angles"):
-        small(camera_conditioning=True)(torch.zeros(4, 3, 8, 8))
+        small(settings={"camera_conditioning": CAMERA})(torch.zeros(4, 3, 8, 8))
 
 
 def test_r1_agrees_with_finite_differences():
     torch.manual_seed(0)
-    net = small(patch_conditioning=True, hyper_mod=True, c_dim=2, mbstd_group_size=2).double()
+    net = small(settings={"hyper_mod": True, "mbstd_group_size": 2}, patch_conditioning=True, c_dim=2).double()
     scales, offsets = torch.full((2, 2), 0.5).double(), torch.full((2, 2), 0.25).double()
     img, c = torch.randn(2, 3, 8, 8).double(), torch.eye(2).double()
 

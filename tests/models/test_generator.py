@@ -12,7 +12,7 @@ from tests.tools import relative_error
 from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraPrior
 from threedgp.camera.trajectories import build_trajectory
-from threedgp.config.schema import CameraAdaptorConfig, CameraConfig, DepthAdaptorConfig
+from threedgp.config.schema import CameraAdaptorConfig, CameraConfig, DepthAdaptorConfig, GeneratorConfig
 from threedgp.models.camera_adaptor import CameraAdaptor
 from threedgp.models.depth_adaptor import DepthAdaptor
 from threedgp.models.generator import FieldMLP, Generator
@@ -31,7 +31,7 @@ def reference_generator(arrays, dtype=torch.float32) -> Generator:
         int, sizes[10:19]
     )
     cube_scale, near, far = sizes[19:]
-    backbone = SynthesisNetwork(w_dim, plane, 3 * features, cbase=cbase, cmax=cmax, fmaps=fmaps)
+    backbone = SynthesisNetwork(GeneratorConfig(w_dim=w_dim, cbase=cbase, cmax=cmax, fmaps=fmaps), plane, 3 * features)
     depth_config = DepthAdaptorConfig(kernel_size=kernel, hidden_dim=depth_hidden, layers=depth_layers)
     camera_config = CameraAdaptorConfig(hidden_dim=camera_hidden, embed_dim=camera_embed)
     generator = Generator(
@@ -178,7 +178,7 @@ def tiny_generator(adaptors: bool = True, **options) -> Generator:
             ),
         }
     render_options = RenderOptions(near=0.75, far=1.25, num_steps=4, chunk_rays=7, **options)
-    backbone = SynthesisNetwork(8, 8, 12, cbase=64, cmax=8)
+    backbone = SynthesisNetwork(GeneratorConfig(w_dim=8, cbase=64, cmax=8), 8, 12)
     mapping = MappingNetwork(z_dim, c_dim, 8, backbone.num_ws)
     mlp = FieldMLP(4, 8, 4, layers=2)
     generator = Generator(backbone, mlp, mapping, render_options, img_resolution=8, patch_resolution=4, **extra)

@@ -10,7 +10,6 @@ from tests.tools import relative_error
 from threedgp.errors import ConfigError
 from threedgp.models.layers import (
     Conv2dLayer,
-    FourierEncoder,
     FullyConnected,
     ScalarEncoder,
     channels_at,
@@ -111,10 +110,10 @@ def test_frozen_layers_keep_their_names_but_have_no_parameters():
 
 
 def test_fourier_features_are_sines_then_cosines_of_doubling_frequencies():
-    encoder = FourierEncoder(1000)
-    assert encoder.dim == 20
+    encoder = ScalarEncoder(3, 1000)
+    assert encoder.dim == 60
     assert relative_error(encoder.fourier_coefs, math.pi * 2.0 ** torch.arange(10) / 1024) < 1e-7
-    assert torch.equal(encoder(torch.zeros(2, 3))[1, 2], torch.tensor([0.0] * 10 + [1.0] * 10))
+    assert torch.equal(encoder(torch.zeros(2, 3))[1], torch.tensor(([0.0] * 10 + [1.0] * 10) * 3))
 
 
 def test_scalar_encoder_rounds_half_to_even_and_stays_in_its_table():

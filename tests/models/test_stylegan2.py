@@ -5,6 +5,7 @@ import torch
 
 from tests.models.reference import load_reference
 from tests.tools import relative_error
+from threedgp.config.schema import GeneratorConfig
 from threedgp.models.mapping import MappingNetwork
 from threedgp.models.stylegan2 import (
     StyleGAN2Generator,
@@ -44,7 +45,7 @@ def test_image_layer_matches_reference(data, dtype, tolerance):
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 def test_block_matches_reference(data, architecture, dtype, tolerance):
     key = f"block_{architecture}/"
-    block = SynthesisBlock(4, 5, 9, 8, 3, is_last=True, architecture=architecture)
+    block = SynthesisBlock(GeneratorConfig(w_dim=9, architecture=architecture), 4, 5, 8, 3, is_last=True)
     load_reference(block, data, f"{key}param/", dtype)
     x, img, ws = (torch.tensor(data[key + name], dtype=dtype) for name in ("x", "img", "ws"))
     y, y_img = block(x, img, ws, {f"b8.{name}": getattr(block, name).noise_const for name in ("conv0", "conv1")})
@@ -54,7 +55,9 @@ def test_block_matches_reference(data, architecture, dtype, tolerance):
 
 def reference_generator(data, architecture, dtype):
     res, c_dim, cbase, cmax, map_depth = (int(v) for v in data[f"{architecture}/cfg"])
-    synthesis = SynthesisNetwork(13, res, 3, cbase=cbase, cmax=cmax, architecture=architecture, conv_clamp=256)
+    sizes = {"w_dim": 13, "cbase": cbase, "cmax": cmax}
+    config = GeneratorConfig(**sizes, architecture=architecture, clamp_activations=True)
+    synthesis = SynthesisNetwork(config, res, 3)
     mapping = MappingNetwork(11, c_dim, 13, synthesis.num_ws, num_layers=map_depth)
     net = StyleGAN2Generator(synthesis, mapping, patch_resolution=res // 2)
     load_reference(net, data, f"{architecture}/param/", dtype)
@@ -89,9 +92,9 @@ def test_generator_gradients_and_patches_match_reference(golden, dtype, toleranc
     assert relative_error(patches.detach(), data["skip/img_train_patch"]) < tolerance
 
 
-def small_network(**options):
+def small_network(low_precision=None, **options):
     torch.manual_seed(0)
-    net = SynthesisNetwork(6, 16, 3, cbase=64, cmax=8, **options)
+    net = SynthesisNetwork(GeneratorConfig(w_dim=6, cbase=64, cmax=8, **options), 16, 3, low_precision=low_precision)
     for name, parameter in net.named_parameters():
         if name.endswith("noise_strength"):
             parameter.data.fill_(0.5)
@@ -99,8 +102,8 @@ def small_network(**options):
 
 
 def test_number_of_styles_and_initial_values():
-    assert SynthesisNetwork(4, 512, 96, cbase=512, cmax=4).num_ws == 16
-    net = SynthesisNetwork(4, 16, 3, cbase=64, cmax=8)
+    assert SynthesisNetwork(GeneratorConfig(w_dim=4, cbase=512, cmax=4), 512, 96).num_ws == 16
+    net = SynthesisNetwork(GeneratorConfig(w_dim=4, cbase=64, cmax=8), 16, 3)
     assert net.num_ws == 6
     state = net.state_dict()
     assert torch.equal(state["b8.conv0.affine.bias"], torch.ones(8))
@@ -142,9 +145,9 @@ def test_without_noise_there_is_nothing_to_draw():
 
 def test_bfloat16_is_close_and_returns_full_precision(monkeypatch):
     monkeypatch.setattr(native, "CPU_COMPUTES_BFLOAT16", True)
-    net, ws = small_network(conv_clamp=256)
+    net, ws = small_network(clamp_activations=True)
     exact = net(ws, net.noise_maps(2, "const"))
-    low, _ = small_network(conv_clamp=256, low_precision=torch.bfloat16)
+    low, _ = small_network(torch.bfloat16, clamp_activations=True)
     img = low(ws, low.noise_maps(2, "const"))
     assert img.dtype == torch.float32
     assert 0 < relative_error(img.detach(), exact.detach()) < 0.05

@@ -15,9 +15,6 @@ from threedgp.models.mapping import MappingNetwork
 from threedgp.models.stylegan2 import StyleGAN2Generator, SynthesisNetwork
 from threedgp.rendering.renderer import RenderOptions
 
-CONV_CLAMP = 256.0
-"""Largest absolute activation of networks whose weights were trained with clamps, at any precision."""
-
 
 def build_generator(profile: Profile) -> Generator | StyleGAN2Generator:
     """The generator of a profile, freshly initialised from torch's global random state.
@@ -34,15 +31,9 @@ def build_generator(profile: Profile) -> Generator | StyleGAN2Generator:
         bounds = CameraPrior(camera).bounds()
         camera_adaptor = CameraAdaptor(config.z_dim, data.num_classes, bounds, model.camera_adaptor)
     backbone = SynthesisNetwork(
-        config.w_dim,
+        config,
         data.resolution if flat else planes.resolution,
         3 if flat else 3 * planes.features,
-        cbase=config.cbase,
-        cmax=config.cmax,
-        fmaps=config.fmaps,
-        architecture=config.architecture,
-        use_noise=config.use_noise,
-        conv_clamp=CONV_CLAMP if config.clamp_activations else None,
         low_precision=_low_precision(profile),
     )
     if flat:
@@ -92,22 +83,15 @@ def build_discriminator(profile: Profile) -> Discriminator:
     """The discriminator of a profile, freshly initialised from torch's global random state."""
     config, training = profile.model.discriminator, profile.training
     return Discriminator(
+        config,
         discriminator_resolution(profile),
         image_channels(profile),
         profile.data.num_classes,
-        num_additional_start_blocks=profile.start_blocks,
-        patch_conditioning=training.patch.enabled and training.patch.conditioning,
-        hyper_mod=config.hyper_mod,
+        start_blocks=profile.start_blocks,
+        patch_conditioning=training.patch.conditioning,
         feature_dim=profile.data.embedding_dim if profile.loss.distillation.weight > 0 else 0,
-        camera_conditioning=config.camera_conditioning.enabled,
-        camera_dropout=config.camera_conditioning.drop_probability,
-        mbstd_group_size=config.mbstd_group_size,
-        cbase=config.cbase,
-        cmax=config.cmax,
-        fmaps=config.fmaps,
-        freeze_layers=training.freeze_discriminator_layers,
-        conv_clamp=CONV_CLAMP if config.clamp_activations else None,
         low_precision=_low_precision(profile),
+        freeze_layers=training.freeze_discriminator_layers,
     )
 
 

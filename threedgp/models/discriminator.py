@@ -12,7 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from threedgp.models.layers import Conv2dLayer, FullyConnected, ScalarEncoder, channels_at, compute_dtype
+from threedgp.config.schema import DiscriminatorConfig
+from threedgp.models.layers import (
+    CONV_CLAMP,
+    Conv2dLayer,
+    FullyConnected,
+    ScalarEncoder,
+    channels_at,
+    compute_dtype,
+)
 from threedgp.models.mapping import MappingNetwork
 
 PATCH_SCALE_STEPS = 1000
@@ -138,18 +146,13 @@ class Discriminator(nn.Module):
     """Judges patches, knowing where in the image they come from.
 
     Args:
+        config: `model.discriminator` of the profile.
         img_resolution: p, side of the images or patches it receives; a power of two from 8 on.
         img_channels: 3, or 4 with depth.
         c_dim: classes; 0: none.
-        num_additional_start_blocks: blocks before the first down-sampling, as if the input were larger.
-        patch_conditioning: it is told scales and offsets of the patches.
-        hyper_mod: patch scales and offsets modulate every block; needs `patch_conditioning`.
+        start_blocks: blocks before the first down-sampling, as if the input were larger.
+        patch_conditioning: it is told scales and offsets of the patches, which hyper-modulation needs.
         feature_dim: size of the image features to predict; 0: no head.
-        camera_conditioning: it is told the camera's yaw and pitch.
-        camera_dropout: probability with which single numbers of the camera encoding are dropped in training.
-        mbstd_group_size: samples compared with each other; None: the whole batch.
-        cbase, cmax, fmaps: widths, see `channels_at`.
-        conv_clamp: largest absolute activation; None does not clamp.
         low_precision: type of all blocks but the last, float16 (GPUs only) or bfloat16; None computes all in the
             weights' type.
         freeze_layers: first layers, four per block, that are not trained.
@@ -157,64 +160,56 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
+        config: DiscriminatorConfig,
         img_resolution: int,
         img_channels: int,
         c_dim: int = 0,
         *,
-        num_additional_start_blocks: int = 0,
+        start_blocks: int = 0,
         patch_conditioning: bool = False,
-        hyper_mod: bool = False,
         feature_dim: int = 0,
-        camera_conditioning: bool = False,
-        camera_dropout: float = 0.0,
-        mbstd_group_size: int | None = 4,
-        cbase: int = 32768,
-        cmax: int = 512,
-        fmaps: float = 1.0,
-        conv_clamp: float | None = 256.0,
         low_precision: torch.dtype | None = None,
         freeze_layers: int = 0,
     ):
         super().__init__()
         self.img_resolution, self.img_channels, self.c_dim = img_resolution, img_channels, c_dim
-        self.patch_conditioning, self.camera_conditioning = patch_conditioning, camera_conditioning
         self.feature_dim = feature_dim
-
-        virtual = img_resolution * 2**num_additional_start_blocks
-        self.block_resolutions = [2**i for i in range(int(math.log2(virtual)), 2, -1)]
-        width = {r: channels_at(r, cbase, cmax, fmaps) for r in [*self.block_resolutions, 4]}
+        self.block_resolutions = [2**i for i in range(int(math.log2(img_resolution)) + start_blocks, 2, -1)]
+        width = {r: channels_at(r, config.cbase, config.cmax, config.fmaps) for r in [*self.block_resolutions, 4]}
+        clamp = CONV_CLAMP if config.clamp_activations else None
 
         self.scalar_enc = ScalarEncoder(3, PATCH_SCALE_STEPS, PATCH_EMBEDDING_DIM) if patch_conditioning else None
-        patch_dim = self.scalar_enc.dim if patch_conditioning else 0
-        self.hyper_mod_mapping = MappingNetwork(0, patch_dim, HYPER_MOD_DIM) if hyper_mod else None
+        patch_dim = 0 if self.scalar_enc is None else self.scalar_enc.dim
+        self.hyper_mod_mapping = MappingNetwork(0, patch_dim, HYPER_MOD_DIM) if config.hyper_mod else None
         for i, r in enumerate(self.block_resolutions):
             block = DiscriminatorBlock(
                 width[r],
                 width[r // 2],
                 img_channels=img_channels if i == 0 else 0,
-                down=1 if i < num_additional_start_blocks else 2,
-                modulation_dim=HYPER_MOD_DIM if hyper_mod else 0,
-                conv_clamp=conv_clamp,
+                down=1 if i < start_blocks else 2,
+                modulation_dim=HYPER_MOD_DIM if config.hyper_mod else 0,
+                conv_clamp=clamp,
                 low_precision=low_precision,
                 frozen=freeze_layers - i * LAYERS_PER_BLOCK,
             )
             self.add_module(f"b{r}", block)
 
+        told_camera = config.camera_conditioning
         self.head_mapping = None
-        if c_dim + patch_dim > 0 or camera_conditioning:
+        if c_dim + patch_dim > 0 or told_camera.enabled:
             self.head_mapping = MappingNetwork(
                 0,
                 c_dim + patch_dim,
                 width[4],
-                camera_encoding="fourier" if camera_conditioning else None,
-                camera_dropout=camera_dropout,
+                camera_encoding="fourier" if told_camera.enabled else None,
+                camera_dropout=told_camera.drop_probability,
             )
         self.b4 = DiscriminatorEpilogue(
             width[4],
-            cmap_dim=width[4] if self.head_mapping is not None else 0,
+            cmap_dim=0 if self.head_mapping is None else width[4],
             feature_dim=feature_dim,
-            mbstd_group_size=mbstd_group_size,
-            conv_clamp=conv_clamp,
+            mbstd_group_size=config.mbstd_group_size,
+            conv_clamp=clamp,
         )
 
     def forward(

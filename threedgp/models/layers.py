@@ -17,6 +17,9 @@ from threedgp.ops.activation import ACTIVATIONS, bias_act
 from threedgp.ops.fir import DEFAULT_TAPS, conv2d_resample, setup_filter
 from threedgp.ops.modulated_conv import scale_channels
 
+CONV_CLAMP = 256.0
+"""Largest absolute activation of networks whose weights were trained with clamps, at any precision."""
+
 
 def channels_at(resolution: int, cbase: int, cmax: int, fmaps: float = 1.0) -> int:
     """Width of a network at a resolution: `min(⌊int(cbase · fmaps) / resolution⌋, cmax)`.
@@ -92,9 +95,6 @@ class FullyConnected(nn.Module):
             rows = torch.addmm(bias, rows, weight, beta=self.bias_gain, alpha=self.weight_gain)
         return bias_act(rows.view(*x.shape[:-1], -1), act=self.activation, dim=-1)
 
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, {self.activation}, λ={self.bias_gain:g}"
-
 
 class Conv2dLayer(nn.Module):
     """Convolution with optional resampling, input modulation, bias, activation, gain and clamp.
@@ -160,10 +160,6 @@ class Conv2dLayer(nn.Module):
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         return bias_act(x, self.bias, self.activation, gain=self.act_gain * gain, clamp=clamp)
 
-    def extra_repr(self) -> str:
-        out_channels, in_channels, kernel, _ = self.weight.shape
-        return f"{in_channels}, {out_channels}, {kernel}×{kernel}, {self.activation}, up={self.up}, down={self.down}"
-
 
 def freeze(module: nn.Module) -> None:
     """Turn all parameters below `module` into buffers of the same name: checkpoints keep them, nothing trains them."""
@@ -173,47 +169,35 @@ def freeze(module: nn.Module) -> None:
             child.register_buffer(name, parameter.detach())
 
 
-class FourierEncoder(nn.Module):
-    """Sines, then cosines, of `x · π·2^k/2^n` for k = 0..n−1 with n = ⌈log2 max_value⌉: [...] -> [..., 2n].
-
-    Frequencies reach from one half period over [0, 2^n] up to one over two units.
-    """
-
-    def __init__(self, max_value: float):
-        super().__init__()
-        n = math.ceil(math.log2(max_value))
-        coefs = math.pi * 2.0 ** torch.arange(n, dtype=torch.float64) / 2**n
-        self.register_buffer("fourier_coefs", coefs.float(), persistent=False)
-        self.dim = 2 * n
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        phase = x[..., None] * self.fourier_coefs
-        return torch.cat([phase.sin(), phase.cos()], dim=-1)
-
-
 class ScalarEncoder(nn.Module):
     """Encode numbers in [0, 1] (or [−1, 1] without a table): [B, n] -> [B, n·dim], one number after the other.
 
-    Each number is multiplied by `x_multiplier` and becomes its Fourier features, followed by a learned embedding of
-    its nearest integer when `embedding_dim` > 0.
+    Each number x becomes its Fourier features, sines, then cosines, of `x·m · π·2^k/2^K` with m = `x_multiplier`,
+    K = ⌈log2 m⌉ and k = 0..K−1: from one half period over [0, 2^K] up to one over two units. When `embedding_dim` > 0,
+    a learned embedding of the integer nearest to x·m follows.
 
     Source: EpiGRAF (arXiv 2206.10535), Sec. 3.2 and App. B.
     """
 
+    fourier_coefs: torch.Tensor
+
     def __init__(self, num_scalars: int, x_multiplier: int, embedding_dim: int = 0):
         super().__init__()
         self.x_multiplier = x_multiplier
-        self.fourier_encoder = FourierEncoder(x_multiplier)
+        octaves = math.ceil(math.log2(x_multiplier))
+        coefs = math.pi * 2.0 ** torch.arange(octaves, dtype=torch.float64) / 2**octaves
+        self.register_buffer("fourier_coefs", coefs.float(), persistent=False)
         self.const_embed = nn.Embedding(x_multiplier + 1, embedding_dim) if embedding_dim else None
-        self.dim = num_scalars * (self.fourier_encoder.dim + embedding_dim)
+        self.dim = num_scalars * (2 * octaves + embedding_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x * self.x_multiplier
-        encoded = self.fourier_encoder(x)  # [B, n, 2·log2]
+        phase = x[..., None] * self.fourier_coefs  # [B, n, K]
+        encoded = [phase.sin(), phase.cos()]
         if self.const_embed is not None:
             index = x.round().long().clamp(0, self.x_multiplier)  # round half to even
-            encoded = torch.cat([encoded, self.const_embed(index)], dim=-1)
-        return encoded.flatten(start_dim=1)
+            encoded.append(self.const_embed(index))
+        return torch.cat(encoded, dim=-1).flatten(start_dim=1)
 
 
 def normalize_camera_angles(angles: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from threedgp.config.schema import GeneratorConfig
 from threedgp.models.layers import (
+    CONV_CLAMP,
     Conv2dLayer,
     FullyConnected,
     channels_at,
@@ -26,7 +28,6 @@ from threedgp.ops.modulated_conv import modulated_conv2d, modulated_conv2d_act
 from threedgp.ops.patches import sample_patches
 
 NoiseMode = Literal["random", "const", "none"]
-Architecture = Literal["skip", "orig", "resnet"]
 
 
 class SynthesisLayer(nn.Module):
@@ -93,45 +94,46 @@ class SynthesisBlock(nn.Module):
     """One resolution: one (at 4×4) or two synthesis layers, and the image branch of its architecture.
 
     Args:
+        config: `model.generator` of the profile; its `architecture` is one of StyleGAN2's Fig. 7.
         in_channels: 0 for the first block, which starts from a learned constant.
-        out_channels, w_dim, resolution: sizes.
+        out_channels, resolution: sizes.
         img_channels: channels of the image.
         is_last: the block that ends the network; `orig` and `resnet` make the image only there.
-        architecture: StyleGAN2, Fig. 7: `skip`, `orig` or `resnet`.
-        use_noise: layers have noise inputs.
-        conv_clamp: largest absolute activation; None does not clamp.
         low_precision: compute in this type; the image is always summed in the weights' own.
     """
 
+    resample_filter: Tensor | None
+
     def __init__(
         self,
+        config: GeneratorConfig,
         in_channels: int,
         out_channels: int,
-        w_dim: int,
         resolution: int,
         img_channels: int,
         *,
         is_last: bool,
-        architecture: Architecture = "skip",
-        use_noise: bool = True,
-        conv_clamp: float | None = None,
         low_precision: torch.dtype | None = None,
     ):
         super().__init__()
         self.resolution, self.low_precision = resolution, low_precision
         self.register_buffer("resample_filter", default_filter(in_channels > 0), persistent=False)
-        options = {"use_noise": use_noise, "conv_clamp": conv_clamp}
+        w_dim, clamp = config.w_dim, CONV_CLAMP if config.clamp_activations else None
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, **options)
-        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, **options)
+            self.conv0 = SynthesisLayer(
+                in_channels, out_channels, w_dim, resolution, up=2, use_noise=config.use_noise, conv_clamp=clamp
+            )
+        self.conv1 = SynthesisLayer(
+            out_channels, out_channels, w_dim, resolution, use_noise=config.use_noise, conv_clamp=clamp
+        )
         self.num_conv = 1 if in_channels == 0 else 2
         self.torgb = None
-        if is_last or architecture == "skip":
-            self.torgb = ToRGB(out_channels, img_channels, w_dim, conv_clamp=conv_clamp)
+        if is_last or config.architecture == "skip":
+            self.torgb = ToRGB(out_channels, img_channels, w_dim, conv_clamp=clamp)
         self.skip = None
-        if in_channels > 0 and architecture == "resnet":
+        if in_channels > 0 and config.architecture == "resnet":
             self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, up=2)
         self.num_styles = self.num_conv + (self.torgb is not None)
 
@@ -162,29 +164,19 @@ class SynthesisNetwork(nn.Module):
     """Styles to an image, or to feature planes: [B, num_ws, w_dim] -> [B, img_channels, R, R].
 
     Args:
-        w_dim: style size.
+        config: `model.generator` of the profile.
         img_resolution: R, a power of two from 4 on.
         img_channels: output channels; 3·F for a tri-plane backbone.
-        cbase, cmax, fmaps: widths, see `channels_at`.
-        architecture: `skip` (default), `orig` or `resnet`.
-        use_noise: layers have noise inputs.
-        conv_clamp: largest absolute activation; None does not clamp.
         low_precision: type of the resolutions from 8 on, float16 (GPUs only) or bfloat16; None computes all in the
             weights' type.
     """
 
     def __init__(
         self,
-        w_dim: int,
+        config: GeneratorConfig,
         img_resolution: int,
         img_channels: int,
         *,
-        cbase: int = 32768,
-        cmax: int = 512,
-        fmaps: float = 1.0,
-        architecture: Architecture = "skip",
-        use_noise: bool = True,
-        conv_clamp: float | None = None,
         low_precision: torch.dtype | None = None,
     ):
         super().__init__()
@@ -192,17 +184,14 @@ class SynthesisNetwork(nn.Module):
         self.block_resolutions = [2**i for i in range(2, int(math.log2(img_resolution)) + 1)]
         in_channels = 0
         for r in self.block_resolutions:
-            out_channels = channels_at(r, cbase, cmax, fmaps)
+            out_channels = channels_at(r, config.cbase, config.cmax, config.fmaps)
             block = SynthesisBlock(
+                config,
                 in_channels,
                 out_channels,
-                w_dim,
                 r,
                 img_channels,
                 is_last=r == img_resolution,
-                architecture=architecture,
-                use_noise=use_noise,
-                conv_clamp=conv_clamp,
                 low_precision=low_precision if r >= 8 else None,
             )
             self.add_module(f"b{r}", block)
