@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -37,6 +37,13 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 MOST_IMAGES = 10_000_000
+CLASS_SCORES = {
+    "class_accuracy": "share of generated images recognised as their class",
+    "class_accuracy_turned": "the same, turned by 0.4 radians",
+    "class_accuracy_real": "share of real images recognised (held out)",
+    "class_depth": "correlation of depth with that of the class seen",
+    "class_depth_flat": "the same with that of all classes",
+}
 
 
 class Extractor(str, Enum):
@@ -376,24 +383,16 @@ def classes(
     training_set = open_training_set(run.profile, training_data(place, run.profile, run, given))
     sampler = Sampler(load_generator(path, device), run.profile, training_set, model.seed)
     network = build_extractor(extractor, device=device, progress=listener)
-    scores = score_classes(sampler, training_set, network, count=number, progress=listener)
+    result = score_classes(sampler, training_set, network, count=number, progress=listener)
+    line = result.line(path.name)
     with best_effort(f"The line in {run.metrics_file}", listener):
-        run.append_metrics(scores.line(path.name, network.name, model.seed))
+        run.append_metrics(line)
     if model.json_output:
-        print_json({"run": run.name, "checkpoint": path.name, **asdict(scores)})
+        print_json({"run": run.name, "checkpoint": path.name, "results": [line], "problems": {}})
         return
-    rows = [
-        ("generated images recognised as their class", f"{100 * scores.accuracy:.1f} %"),
-        ("the same, turned by 0.4 radians", f"{100 * scores.turned:.1f} %"),
-        ("real images recognised (held out)", f"{100 * scores.real_accuracy:.1f} %"),
-        ("chance", f"{100 * scores.chance:.1f} %"),
-    ]
-    if scores.depth is not None:
-        rows += [
-            ("depth correlation with the class seen", f"{scores.depth:.3f}"),
-            ("depth correlation with all classes", f"{scores.flat_depth:.3f}"),
-        ]
-    show(table(f"{scores.num_gen} images of run {run.name}, checkpoint {path.name}", ["", "value"], rows, right=(1,)))
+    rows = [(CLASS_SCORES[name], f"{value:.3f}") for name, value in result.results.items()]
+    rows.append(("chance", f"{result.settings['chance']:.3f}"))
+    show(table(f"{number} images of run {run.name}, checkpoint {path.name}", ["", "value"], rows, right=(1,)))
     say(f"Features: {network.name}. Scores of {run.name}: {run.metrics_file}")
 
 

@@ -42,10 +42,10 @@ def test_every_sample_is_judged_from_three_sides(dataset):
     network = MeanColors()
     scores = score_classes(make_sampler(dataset), dataset, network, count=10)
     assert network.seen == len(dataset.names) + 3 * 10
-    assert 0 <= scores.accuracy <= 1
-    assert scores.chance == 0.25
-    assert -1 <= scores.depth <= 1
-    line = scores.line("000000016", network.name, 0)
+    line = scores.line("000000016")
+    assert 0 <= line["results"]["class_accuracy"] <= 1
+    assert -1 <= line["results"]["class_depth"] <= 1
+    assert line["chance"] == 0.25
     assert set(line["results"]) == {
         "class_accuracy", "class_accuracy_turned", "class_accuracy_real", "class_depth", "class_depth_flat",
     }  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from threedgp.errors import DataError
-from threedgp.metrics.probe import class_depth, depth_fit, fit_probe
+from threedgp.metrics.class_scores import class_depth, depth_fit, fit_probe
 
 
 @pytest.fixture
@@ -21,8 +21,7 @@ def test_separable_classes_are_recognised(clusters):
     features, labels, centers = clusters
     probe = fit_probe(features, labels)
     assert probe.real_accuracy == 1.0
-    assert probe.accuracy(centers * 3, torch.arange(4)) == 1.0
-    assert probe.accuracy(centers * 3, torch.tensor([1, 2, 3, 0])) == 0.0
+    assert probe.classify(centers * 3).tolist() == [0, 1, 2, 3]
 
 
 def test_noise_is_at_chance():
@@ -43,8 +42,8 @@ def test_depth_fit_is_one_for_the_class_shape_and_blind_to_scale():
     shapes = torch.stack([rows, rows.T, (rows + rows.T).square()])  # [3, 8, 8]
     labels = torch.arange(30) % 3
     per_class = class_depth(shapes[labels] * 5 + 2, labels, 3)
-    right = depth_fit(shapes * 0.1 + 7, torch.arange(3), per_class)
-    wrong = depth_fit(shapes, torch.tensor([1, 0, 1]), per_class)
-    assert right.own_class == pytest.approx(1.0, abs=1e-6)
-    assert wrong.own_class < right.all_classes < right.own_class
-    assert depth_fit(-shapes, torch.arange(3), per_class).own_class == pytest.approx(-1.0, abs=1e-6)
+    right, flat = depth_fit(shapes * 0.1 + 7, torch.arange(3), per_class)
+    wrong, _ = depth_fit(shapes, torch.tensor([1, 0, 1]), per_class)
+    assert right == pytest.approx(1.0, abs=1e-6)
+    assert wrong < flat < right
+    assert depth_fit(-shapes, torch.arange(3), per_class)[0] == pytest.approx(-1.0, abs=1e-6)

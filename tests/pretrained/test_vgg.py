@@ -8,7 +8,7 @@ import torch
 from tests.tools import relative_error
 from threedgp.errors import WeightsError
 from threedgp.pretrained.embedder import build_extractor
-from threedgp.pretrained.vgg import SecondFullyConnected, prepare
+from threedgp.pretrained.vgg import load_vgg16, prepare
 
 
 def test_preprocessing_equals_torch_fidelity():
@@ -22,16 +22,15 @@ def test_preprocessing_equals_torch_fidelity():
     assert relative_error(prepare(images), expected) < 1e-5
 
 
-def test_features_end_after_the_second_relu():
-    parts = torch.nn.Module()
-    parts.features = torch.nn.AdaptiveAvgPool2d(1)
-    relu, linear = torch.nn.ReLU, torch.nn.Linear
-    parts.classifier = torch.nn.Sequential(
-        linear(3, 5), relu(), torch.nn.Dropout(), linear(5, 7), relu(), torch.nn.Dropout(), linear(7, 2)
-    )
-    features = SecondFullyConnected(parts).eval()(torch.randn(4, 3, 8, 8))
-    assert features.shape == (4, 7)
-    assert (features >= 0).all()
+def test_features_end_after_the_second_relu(tmp_path):
+    vgg16 = pytest.importorskip("torchvision.models").vgg16
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in vgg16().state_dict().items()}
+    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / "w.pth")
+    network = load_vgg16(tmp_path / "w.pth")
+    kinds = [type(layer).__name__ for layer in network]
+    assert kinds[-6:] == ["Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU"]
+    assert (network[-2].in_features, network[-2].out_features) == (4096, 4096)
 
 
 def test_missing_weights_say_what_to_do(tmp_path, monkeypatch):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from threedgp.metrics.fid import FeatureStatistics, Moments, frechet_distance, trace_of_root
+from threedgp.metrics.fid import FeatureStatistics, Moments, frechet_distance
 from threedgp.metrics.kid import draw_subsets, kernel_distance
 from threedgp.metrics.precision_recall import precision_recall
 from threedgp.pretrained.inception import InceptionV3
 from threedgp.progress import NULL_PROGRESS, Progress
 
 DIMS = 2048
+T = TypeVar("T")
 
 
 class Timing(NamedTuple):
@@ -39,33 +40,28 @@ def bench_metrics(*, dims: int = DIMS, repeats: int = 3, progress: Progress = NU
         repeats: medians of so many runs.
         progress: told what is being timed.
     """
-    real, half = _features(2 * dims, dims, 1), _features(dims // 2, dims, 2)
-    cases = {
-        f"Frechet distance, {2 * dims} against {2 * dims} samples": (real, _features(2 * dims, dims, 3)),
-        f"Frechet distance, {2 * dims} against {dims} samples": (real, _features(dims, dims, 4)),
-        f"Frechet distance, {2 * dims} against {dims // 2} samples": (real, half),
-    }
-    for work, pair in cases.items():
+    real = _features(2 * dims, dims, 1)
+    for count in (2 * dims, dims, dims // 2):
+        work = f"Frechet distance, {2 * dims} against {count} samples"
         progress.note(work)
-        a, b = (_moments(features) for features in pair)
-        value, seconds = _time(lambda a=a, b=b: frechet_distance(a, b), repeats)
-        yield _against_sqrtm(work, a, b, value, seconds)
-    a, b = _moments(half), _moments(half[: dims // 4] + 1)
-    yield Timing(
-        f"matrix root, {dims // 2} against {dims // 4} samples (both singular)",
-        _time(lambda: trace_of_root(a.cov, b.cov), repeats)[1],
-    )
-    yield Timing(f"moments of {len(real)} samples, in batches of 64", _time(lambda: _moments(real), repeats)[1])
-    index = draw_subsets(len(real), len(half), seed=0, num_subsets=10)
-    yield Timing("kernel distance, 10 subsets", _time(lambda: kernel_distance(real, half, *index), repeats)[1])
-    yield Timing(
-        f"precision and recall, {len(real)} against {len(half)}",
-        _time(lambda: precision_recall(real, half), repeats)[1],
-    )
-    yield _inception(repeats)
+        a, b = _moments(real), _moments(_features(count, dims, 2))
+        yield _against_sqrtm(work, a, b, repeats)
+    few = _features(dims // 2, dims, 2)
+    index = draw_subsets(len(real), len(few), seed=0, num_subsets=10)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    network = InceptionV3().to(memory_format=torch.channels_last)  # random weights cost the same
+    cases: dict[str, Callable[[], object]] = {
+        f"moments of {len(real)} samples, in batches of 64": lambda: _moments(real),
+        "kernel distance, 10 subsets": lambda: kernel_distance(real, few, *index),
+        f"precision and recall, {len(real)} against {len(few)}": lambda: precision_recall(real, few),
+        "Inception features, 4 images on the CPU": lambda: network(images),
+    }
+    for work, function in cases.items():
+        yield Timing(work, _time(function, repeats)[1])
 
 
-def _against_sqrtm(work: str, a: Moments, b: Moments, value: float, seconds: float) -> Timing:
+def _against_sqrtm(work: str, a: Moments, b: Moments, repeats: int) -> Timing:
+    value, seconds = _time(lambda: frechet_distance(a, b), repeats)
     try:
         from scipy.linalg import sqrtm
     except ImportError:
@@ -77,13 +73,6 @@ def _against_sqrtm(work: str, a: Moments, b: Moments, value: float, seconds: flo
 
     expected, plain = _time(usual, 1)
     return Timing(work, seconds, plain, abs(value - expected) / max(abs(expected), 1e-12))
-
-
-def _inception(repeats: int) -> Timing:
-    """The FID network as the extractor runs it; random weights cost the same."""
-    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    network = InceptionV3().to(memory_format=torch.channels_last)
-    return Timing("Inception features, 4 images on the CPU", _time(lambda: network(images), repeats)[1])
 
 
 def _features(count: int, dims: int, seed: int) -> torch.Tensor:
@@ -101,12 +90,12 @@ def _moments(features: torch.Tensor) -> Moments:
     return accumulated.moments()
 
 
-def _time(function: Callable, repeats: int) -> tuple:
-    """(last value, median seconds)."""
-    seconds, value = [], None
-    with torch.no_grad():
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            value = function()
-            seconds.append(time.perf_counter() - begin)
+@torch.no_grad()
+def _time(function: Callable[[], T], repeats: int) -> tuple[T, float]:
+    """The value, and the median of the seconds."""
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        value = function()
+        seconds.append(time.perf_counter() - begin)
     return value, statistics.median(seconds)

@@ -177,7 +177,7 @@ class Evaluator:
             if spec.needs_real:
                 images = real.open(spec)
                 wanted.setdefault((spec.extractor, images.limit, images.mirror), (images, []))[1].append(spec)
-        banks = {}
+        banks: dict[str, Bank] = {}
         for images, members in wanted.values():
             bank = self._bank(members, len(images))
             self._fill_real(bank, images)
@@ -273,6 +273,7 @@ def _score(spec: MetricSpec, bank: Bank, real: Bank | None, seed: int, progress:
     for side, names in (("real", real.left_out if real is not None else []), ("gen", bank.left_out)):
         if names:
             settings[f"left_out_{side}"] = names[:MOST_NAMES]
+    values: tuple[float, ...]
     if real is None:  # only the Inception score asks for no real images
         values = inception_score(bank.table("logits").double().softmax(dim=1))
     elif spec.family == "fid":

@@ -37,5 +37,5 @@ def inception_score(probabilities: torch.Tensor, splits: int = NUM_SPLITS) -> In
         mean = p.mean(dim=0, keepdim=True)
         divergence = torch.xlogy(p, p) - torch.xlogy(p, mean)
         scores.append(divergence.sum(dim=1).mean().exp())
-    scores = torch.stack(scores)
-    return InceptionScore(float(scores.mean()), float(scores.std(correction=0)))
+    std, mean = torch.std_mean(torch.stack(scores), correction=0)
+    return InceptionScore(float(mean), float(std))

@@ -247,6 +247,7 @@ def _planes(
 ) -> torch.Tensor:
     ws = generator.mapping(z, c, camera.angles)
     backbone = generator.synthesis["tri_plane_decoder"]
+    assert isinstance(backbone, SynthesisNetwork)
     return generator.synthesize_planes(ws, noise=layer_noise(backbone, randoms))
 
 

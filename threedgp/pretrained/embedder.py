@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,11 @@ from threedgp.pretrained.names import INCEPTION_NAME, OFFLINE_NAME, VGG16_NAME, 
 from threedgp.pretrained.weights import EFFICIENTNET_LITE0, FoundWeights, WeightFile, find_weights, load_state
 from threedgp.progress import NULL_PROGRESS, Progress
 
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+
 # `resnet50` alone means other weights in each timm version; published embeddings used these.
 TIMM_TAGS = {"resnet50": "resnet50.ram_in1k"}
-OFFLINE_ADVICE = f"choose the offline extractor {OFFLINE_NAME}"
 CPU_PART = 4  # images at a time through a network on a CPU
 
 
@@ -40,7 +42,7 @@ class Preprocess:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    squash: bool = False
+    squash: bool = False  # to a square, whatever the shape
 
     def __str__(self) -> str:
         how = f"{self.resize}x{self.resize}" if self.squash else f"shorter side {self.resize}"
@@ -103,16 +105,22 @@ class FeatureExtractor:
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 RGB [batch, 3, H, W] to float32 [batch, dim]; the same row whatever shares the batch."""
-        with full_precision():
-            return torch.cat([self.network(self._prepare(part)).float() for part in self._parts(images)])
+        return torch.cat([output.float() for output in self._outputs(images)])
 
-    def _parts(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The batch on the device; on a CPU in pieces whose activations stay in its caches (twice as fast)."""
-        images = _checked(images, self.device)
-        return images.split(CPU_PART) if self.device.type == "cpu" else (images,)
+    @torch.no_grad()
+    def _outputs(self, images: Tensor) -> list[Any]:
+        """What the network says; on a CPU in pieces whose activations stay in its caches (twice as fast).
+
+        A GPU computes float32 as float32: scores and caches must not depend on TF32.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"an extractor needs uint8 [batch, 3, H, W], not {images.dtype} {list(images.shape)}")
+        images = images.to(self.device)
+        parts = images.split(CPU_PART) if self.device.type == "cpu" else (images,)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            return [self.network(self._prepare(part)) for part in parts]
 
 
 class InceptionExtractor(FeatureExtractor):
@@ -121,11 +129,9 @@ class InceptionExtractor(FeatureExtractor):
     def __call__(self, images: Tensor) -> Tensor:
         return self.features_and_logits(images)[0]
 
-    @torch.no_grad()
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """float32 features [batch, 2048] and logits without the classifier's bias [batch, 1008]."""
-        with full_precision():
-            outputs = [self.network(part) for part in self._parts(images)]
+        outputs = self._outputs(images)
         return torch.cat([o.features for o in outputs]), torch.cat([o.logits_unbiased for o in outputs])
 
 
@@ -171,17 +177,6 @@ def build_extractor(
     return _timm_extractor(name, weights, options, device)
 
 
-def full_precision():
-    """Context in which a GPU computes float32 as float32: scores and caches must not depend on TF32."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-
-
-def _checked(images: Tensor, device: torch.device) -> Tensor:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"an extractor needs uint8 [batch, 3, H, W], not {images.dtype} {list(images.shape)}")
-    return images.to(device)
-
-
 def _efficientnet_lite0(path: Path) -> nn.Module:
     """timm's network with the weights of the file, whose tensors stand in the same order under other names."""
     import timm
@@ -191,7 +186,7 @@ def _efficientnet_lite0(path: Path) -> nn.Module:
     if [value.shape for value in own.values()] != [getattr(value, "shape", None) for value in stored.values()]:
         raise WeightsError(f"{path} does not hold the {len(own)} tensors of efficientnet-lite0.")
     network.load_state_dict(dict(zip(own, stored.values(), strict=True)))
-    network.reset_classifier(0)
+    network.reset_classifier(0)  # type: ignore[operator]
     _fold_batch_norms(network.eval())
     return network
 
@@ -213,40 +208,46 @@ def _fold_batch_norms(network: nn.Module) -> None:
             setattr(module, norm, batch_norm.act)
 
 
-def _timm_extractor(name: str, weights: Path | str | None, options: dict, device) -> FeatureExtractor:
+def _timm_extractor(
+    name: str, weights: Path | str | None, options: dict[str, Any], device: torch.device | str
+) -> FeatureExtractor:
     import timm
     from timm.data import resolve_data_config
 
     tagged = TIMM_TAGS.get(name, name)
     config = _timm_config(tagged)
     file = _timm_file(name, config)
-    if weights is None and not os.environ.get(file.variable) and not _has_own_copy(file):
-        weights = _hub_copy(config)
+    if weights is None:
+        try:
+            weights = find_weights(file).path
+        except WeightsError:
+            if not os.environ.get(file.variable):  # what the user named is not passed over
+                weights = _hub_copy(config)
     if weights is not None and Path(weights).suffix == ".safetensors":
         file = replace(file, sha256=None)  # the published digits belong to the pickled form of the same weights
     found = find_weights(file, weights, **options)
     try:
         overlay = {"state_dict": load_state(found.path)}
-        network = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay)
-        network.reset_classifier(0)  # only now: without a classifier timm would not insist on all other tensors
+        network = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+        # Only now: without a classifier timm would not insist on all other tensors.
+        network.reset_classifier(0)  # type: ignore[operator]
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{found.path} does not fit the network {tagged}: {reason[:600]}") from None
     data = resolve_data_config({}, pretrained_cfg=config.to_dict())
     crop = data["input_size"][-1]
     squash = data["crop_mode"] == "squash"
-    resize = int(crop / data["crop_pct"]) if not squash else crop
+    resize = crop if squash else int(crop / data["crop_pct"])
     interpolation = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
     how = Preprocess(resize, crop, interpolation, tuple(data["mean"]), tuple(data["std"]), squash)
-    network.eval()
     with torch.no_grad():
-        dim = network(torch.zeros(1, 3, crop, crop)).shape
-    if len(dim) != 2:
-        raise UsageError(f"The model {tagged} gives no single feature vector (its output is {list(dim)}).")
-    return FeatureExtractor(name, network, dim[1], found, str(how), how, device)
+        shape = list(network(torch.zeros(1, 3, crop, crop)).shape)
+    if len(shape) != 2:
+        raise UsageError(f"The model {tagged} gives no single feature vector (its output is {shape}).")
+    return FeatureExtractor(name, network, shape[1], found, str(how), how, device)
 
 
-def _timm_config(tagged: str):
+def _timm_config(tagged: str) -> PretrainedCfg:
     """timm's record of a pretrained model. Raises `UsageError` with the nearest names for an unknown one."""
     import timm
     from timm.models import get_pretrained_cfg
@@ -263,44 +264,35 @@ def _timm_config(tagged: str):
     return config
 
 
-def _timm_file(name: str, config) -> WeightFile:
+def _timm_file(name: str, config: PretrainedCfg) -> WeightFile:
     """What timm publishes about a model's weights: the plain address with a checksum in its name, else the hub's."""
-    url, address, file_name, digits = config.url or "", None, f"{name}.safetensors", None
-    if url.endswith((".pth", ".pt", ".safetensors", ".bin")):
-        address, file_name = url, url.rsplit("/", 1)[-1]
+    address, file_name, digits = str(config.url or ""), f"{name}.safetensors", None
+    if address.endswith((".pth", ".pt", ".safetensors", ".bin")):
+        file_name = address.rsplit("/", 1)[-1]
         found = re.search(r"-([0-9a-f]{8,64})\.\w+$", file_name)
         digits = found.group(1) if found else None
     elif config.hf_hub_id:
         from huggingface_hub import hf_hub_url
 
         address = hf_hub_url(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+    else:
+        address = ""
     return WeightFile(
         name=name,
         file_name=file_name,
         purpose=f"the feature extractor {name}",
         sha256=digits,
-        address=address,
+        address=address or None,
         licence=config.license or "see the model's page",
-        advice=(OFFLINE_ADVICE,),
+        advice=(f"choose the offline extractor {OFFLINE_NAME}",),
     )
 
 
-def _has_own_copy(file: WeightFile) -> bool:
-    """Whether the file is found without the hub's cache."""
-    try:
-        find_weights(file)
-    except WeightsError:
-        return False
-    return True
-
-
-def _hub_copy(config) -> Path | None:
+def _hub_copy(config: PretrainedCfg) -> Path | None:
     """The weights in the Hugging Face cache, where another program of the user may have put them."""
     if not config.hf_hub_id:
         return None
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
+    from huggingface_hub import try_to_load_from_cache
+
     found = try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
     return Path(found) if isinstance(found, str) else None

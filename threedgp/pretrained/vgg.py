@@ -25,17 +25,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPROCESS = f"TF1 bilinear to {INPUT_SIZE}x{INPUT_SIZE}, /255, mean {list(MEAN)}, std {list(STD)}"
 
 
-class SecondFullyConnected(nn.Module):
-    """VGG-16 up to the ReLU after its second fully connected layer: [batch, 3, 224, 224] -> [batch, 4096]."""
-
-    def __init__(self, vgg: nn.Module):
-        super().__init__()
-        self.features, self.classifier = vgg.features, vgg.classifier[:5]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))
-
-
 def prepare(images: Tensor) -> Tensor:
     """uint8 [batch, 3, H, W] to the network's input: TF1 bilinear to 224x224, ImageNet mean and deviation."""
     x = resize_bilinear_tf1(images.float(), INPUT_SIZE) / 255
@@ -43,11 +32,15 @@ def prepare(images: Tensor) -> Tensor:
     return (x - mean) / std
 
 
-def load_vgg16(path: Path | str) -> SecondFullyConnected:
-    """The network with torchvision's weights. Raises `WeightsError` if the file does not fit."""
+def load_vgg16(path: Path | str) -> nn.Sequential:
+    """Torchvision's network up to the ReLU after its second fully connected layer, [batch, 4096].
+
+    Raises:
+        WeightsError: the file does not fit.
+    """
     from torchvision.models import vgg16
 
     with torch.device("meta"):
         network = vgg16(weights=None)
     load_strict(network, load_state(path), path)
-    return SecondFullyConnected(network)
+    return nn.Sequential(*network.features, nn.Flatten(), *list(network.classifier)[:5])
