@@ -24,7 +24,7 @@ from threedgp_cli.console import (
 if TYPE_CHECKING:
     from threedgp.config.workspace import DatasetFolder
     from threedgp.data.check import CheckReport
-    from threedgp.data.stage import StageReport
+    from threedgp.data.stage import Policy, StageReport
 
 app = typer.Typer(
     help="Turn a folder of photos into a training set: select, depth, merge, resize, embed, check.",
@@ -47,15 +47,13 @@ def _parse_errors(text: str) -> float:
 InputOption = Annotated[Path | None, typer.Option("-i", "--input", help="Folder or zip to read.")]
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo a folder that was made with other settings.")]
-BackendOption = Annotated[
-    Literal["loky", "dask", "ray"], typer.Option("--backend", help="Where workers run: here, or on a cluster.")
-]
 SizeOption = Annotated[
     int | None, typer.Option("-s", "--size", help="Side of the set in pixels.", show_default="the newest set")
 ]
-WeightsOption = Annotated[Path | None, typer.Option("--weights", help="File with the network's weights.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures shown to the network at once.")]
+WeightsOption = Annotated[Path | None, typer.Option(help="File with the network's weights.")]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing weights (checksum is verified).")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda.", show_default="cuda if there is one")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda if there is one")]
 
 
 @dataclass
@@ -81,13 +79,10 @@ class StageOptions(SetOptions):
     input: InputOption = None
     output: OutputOption = None
     jobs: JobsOption = None
-    on_error: Annotated[Literal["skip", "fail"], typer.Option("--on-error", help="What to do with a broken file.")] = (
-        "skip"
-    )
+    on_error: Annotated[Literal["skip", "fail"], typer.Option(help="What to do with a broken file.")] = "skip"
     max_errors: Annotated[
         Any,
         typer.Option(
-            "--max-errors",
             parser=_parse_errors,
             metavar="SHARE|COUNT",
             help="Exit with an error, after all is done, if more files were broken.",
@@ -95,11 +90,24 @@ class StageOptions(SetOptions):
         ),
     ] = None
 
-    def policy(self) -> dict[str, Any]:
+    def policy(self) -> Policy:
         """How a stage works, in its own words."""
         return {
             "jobs": self.jobs, "on_error": self.on_error, "max_errors": self.max_errors, "progress": progress(),
         }  # fmt: skip
+
+
+@dataclass
+class WorkerOptions(StageOptions):
+    """What stages take whose worker processes may run on a cluster."""
+
+    backend: Annotated[Literal["loky", "dask", "ray"], typer.Option(help="Where workers run: here, or a cluster.")] = (
+        "loky"
+    )
+    overwrite: OverwriteOption = False
+
+    def policy(self) -> Policy:
+        return {**super().policy(), "backend": self.backend, "overwrite": self.overwrite}
 
 
 @dataclass
@@ -114,79 +122,68 @@ class ExtractorOptions:
     device: DeviceOption = None
 
 
-@app.command()
-@takes_options
-def select(
-    extractor_from: ExtractorOptions,
-    stage: StageOptions,
-    keep_ratio: Annotated[
-        str | None, typer.Option("--keep-ratio", help="Share to keep, as 1/3 or 0.3.", show_default="1/3")
-    ] = None,
-    keep: Annotated[int | None, typer.Option("--keep", help="Number of photos to keep (of each class).")] = None,
+@dataclass
+class SelectOptions:
+    """What `select` keeps."""
+
+    keep_ratio: Annotated[str | None, typer.Option(help="Share to keep, as 1/3 or 0.3.", show_default="1/3")] = None
+    keep: Annotated[int | None, typer.Option(help="Number of photos to keep (of each class).")] = None
     per_class: Annotated[
         bool | None,
         typer.Option("--per-class/--global", help="One choice a class folder, or over all.", show_default="by folders"),
-    ] = None,
-    reg_covar: Annotated[float, typer.Option("--reg-covar", help="Added to each variance of the features.")] = 1e-5,
-    extractor: Annotated[
-        str, typer.Option("--extractor", help="inception, tf_efficientnet_lite0 (offline), or a timm model.")
-    ] = "inception",
-    link: Annotated[
-        Literal["copy", "hardlink", "symlink"], typer.Option("--link", help="How kept photos get into the output.")
-    ] = "copy",
-    montage: Annotated[bool, typer.Option("--montage/--no-montage", help="Draw the most and least typical.")] = True,
-    square: Annotated[int, typer.Option("--square", help="Side at which the network sees the photos.")] = 256,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Photos shown to the network at once.")] = 64,
-) -> None:
+    ] = None
+    reg_covar: Annotated[float, typer.Option(help="Added to each variance of the features.")] = 1e-5
+    extractor: Annotated[str, typer.Option(help="inception, tf_efficientnet_lite0 (offline), or a timm model.")] = (
+        "inception"
+    )
+    link: Annotated[Literal["copy", "hardlink", "symlink"], typer.Option(help="How kept photos get there.")] = "copy"
+    montage: Annotated[bool, typer.Option(help="Draw the most and least typical.")] = True
+    square: Annotated[int, typer.Option(help="Side at which the network sees the photos.")] = 256
+    batch_size: BatchOption = 64
+
+
+@app.command()
+@takes_options
+def select(choice: SelectOptions, network: ExtractorOptions, stage: StageOptions) -> None:
     """Keep the most typical photos of each class and leave outliers behind (images -> selected)."""
     from threedgp.data.select import run_select
 
-    report = run_select(
-        stage.input or stage.folder.images,
-        stage.output or stage.folder.selected,
-        keep=keep,
-        keep_ratio=keep_ratio,
-        per_class=per_class,
-        reg_covar=reg_covar,
-        extractor=extractor,
-        square=square,
-        batch_size=batch,
-        link=link,
-        montage=montage,
-        **asdict(extractor_from),
-        **stage.policy(),
-    )
+    source, output = stage.input or stage.folder.images, stage.output or stage.folder.selected
+    report = run_select(source, output, **asdict(choice), **asdict(network), **stage.policy())
     _show_report(report, "kept", stage.json_output)
+
+
+@dataclass
+class EstimatorOptions:
+    """The network of `depth`."""
+
+    name: Annotated[
+        str, typer.Option("--estimator", help="leres, hf:MODEL-ID (transformers), or synthetic (made up, for trials).")
+    ] = "leres"
+    backbone: Annotated[
+        str | None, typer.Option(help="Of LeReS: resnet50 or resnext101.", show_default="whose weights are found")
+    ] = None
+    dtype: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option(help="Number format of the network.")] = "fp32"
+    prediction: Annotated[
+        Literal["auto", "depth", "disparity"],
+        typer.Option(
+            help="What an hf: network returns: depth (larger is farther) or disparity (larger is nearer); auto knows "
+            "common ones.",
+        ),
+    ] = "auto"
+    weights: WeightsOption = None
+    sha256: Annotated[str | None, typer.Option(help="Checksum that the weights must have.")] = None
+    download: DownloadOption = False
 
 
 @app.command()
 @takes_options
 def depth(
+    network: EstimatorOptions,
     stage: StageOptions,
-    estimator: Annotated[
-        str, typer.Option("--estimator", help="leres, hf:MODEL-ID (transformers), or synthetic (made up, for trials).")
-    ] = "leres",
-    backbone: Annotated[
-        str | None,
-        typer.Option("--backbone", help="Of LeReS: resnet50 or resnext101.", show_default="whose weights are found"),
-    ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that share the work.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Photos shown to the network at once.")] = 8,
-    dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"], typer.Option("--dtype", help="Number format of the network.")
-    ] = "fp32",
-    prediction: Annotated[
-        Literal["auto", "depth", "disparity"],
-        typer.Option(
-            "--prediction",
-            help="What an hf: network returns: depth (larger is farther) or disparity (larger is nearer); auto knows "
-            "common ones.",
-        ),
-    ] = "auto",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the work.")] = 1,
+    batch: BatchOption = 8,
     colormap: Annotated[bool, typer.Option("--colormap", help="Also write colour previews (depth-preview).")] = False,
-    weights: WeightsOption = None,
-    sha256: Annotated[str | None, typer.Option("--sha256", help="Checksum that the weights must have.")] = None,
-    download: DownloadOption = False,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -194,69 +191,56 @@ def depth(
     from threedgp.data.depth import run_depth
     from threedgp.pretrained.depth_estimators import choose_estimator
 
-    policy = stage.policy()
     source = stage.input or stage.folder.photos()
-    spec = choose_estimator(
-        estimator,
-        backbone=backbone,
-        weights=weights,
-        sha256=sha256,
-        dtype=dtype,
-        output=prediction,
-        download=download,
-        progress=policy["progress"],
-    )
-    report = run_depth(
-        source,
-        stage.output or stage.folder.depth,
-        spec,
-        device=device,
-        gpus=gpus,
-        batch_size=batch,
-        colormap=colormap,
-        overwrite=overwrite,
-        **policy,
-    )
+    policy: Policy = {**stage.policy(), "overwrite": overwrite}
+    spec = choose_estimator(**asdict(network), progress=policy["progress"])
+    output = stage.output or stage.folder.depth
+    report = run_depth(source, output, spec, device=device, gpus=gpus, batch_size=batch, colormap=colormap, **policy)
     _show_report(report, "estimated", stage.json_output)
 
 
 @app.command()
 @takes_options
 def merge(
-    stage: StageOptions,
+    stage: WorkerOptions,
     depth_folder: Annotated[
         Path | None, typer.Option("--depth", help="Folder of depth maps.", show_default="depth")
     ] = None,
     depth_is: Annotated[
         Literal["far-large", "near-large"],
         typer.Option(
-            "--depth-is",
             help="Which way round the maps are: far-large (larger is farther: LeReS, metric depth) or near-large "
             "(larger is nearer: MiDaS, Depth-Anything), which are turned round.",
         ),
     ] = "far-large",
-    backend: BackendOption = "loky",
-    overwrite: OverwriteOption = False,
 ) -> None:
     """Put every photo beside its depth map (selected or images, and depth -> merged)."""
     from threedgp.data.merge import merge as run_merge
 
-    report = run_merge(
-        stage.input or stage.folder.photos(),
-        depth_folder or stage.folder.depth,
-        stage.output or stage.folder.merged,
-        depth_is=depth_is,
-        overwrite=overwrite,
-        backend=backend,
-        **stage.policy(),
-    )
+    source, maps = stage.input or stage.folder.photos(), depth_folder or stage.folder.depth
+    report = run_merge(source, maps, stage.output or stage.folder.merged, depth_is=depth_is, **stage.policy())
     _show_report(report, "merged", stage.json_output)
+
+
+@dataclass
+class PictureOptions:
+    """What becomes of each picture; see `ResizeSettings`."""
+
+    format: Annotated[Literal["png", "jpg"], typer.Option(help="Of the images; depth maps are 16-bit PNG.")] = "png"
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Decode large JPEGs at reduced size: 2x as fast, above 50 dB from exact.")
+    ] = False
+    labels: Annotated[str, typer.Option(help="auto (dataset.json, else class folders), none, or a JSON file.")] = "auto"
+    drop_grey: Annotated[bool, typer.Option("--drop-grey", help="Leave out pictures without colour.")] = False
+    min_size: Annotated[int, typer.Option(min=0, help="Leave out smaller photos. 0 enlarges them.")] = 0
+    rename: Annotated[bool, typer.Option("--rename", help="Number the images instead of keeping their names.")] = False
 
 
 @app.command()
 @takes_options
 def resize(
-    stage: StageOptions,
+    pictures: PictureOptions,
+    stage: WorkerOptions,
     size: Annotated[int, typer.Option("-s", "--size", help="Side of the square images in pixels.")],
     source: Annotated[
         str | None,
@@ -267,25 +251,10 @@ def resize(
             show_default="the newest stage there is",
         ),
     ] = None,
-    format: Annotated[
-        Literal["png", "jpg"], typer.Option("--format", help="Of the images; depth maps are 16-bit PNG.")
-    ] = "png",
-    fast: Annotated[
-        bool,
-        typer.Option("--fast", help="Decode large JPEGs at reduced size: 2x as fast, above 50 dB from exact."),
-    ] = False,
-    labels: Annotated[
-        str, typer.Option("--labels", help="auto (dataset.json, else class folders), none, or a JSON file.")
-    ] = "auto",
     classes: Annotated[
-        Path | None, typer.Option("--classes", help="File with all class names, to keep a full set's numbering.")
+        Path | None, typer.Option(help="File with all class names, to keep a full set's numbering.")
     ] = None,
-    drop_grey: Annotated[bool, typer.Option("--drop-grey", help="Leave out pictures without colour.")] = False,
-    min_size: Annotated[int, typer.Option("--min-size", min=0, help="Leave out smaller photos. 0 enlarges them.")] = 0,
-    rename: Annotated[bool, typer.Option("--rename", help="Number the images instead of keeping their names.")] = False,
     pack: Annotated[bool, typer.Option("--zip", help="Also pack the set into a zip beside it.")] = False,
-    backend: BackendOption = "loky",
-    overwrite: OverwriteOption = False,
 ) -> None:
     """Crop and resize photos and depth to squares, with labels (merged, selected or images -> SIZE)."""
     from threedgp.data.labels import read_classes
@@ -301,11 +270,9 @@ def resize(
     report = run_resize(
         stage.input or (getattr(stage.folder, source) if source else stage.folder.prepared()),
         output,
-        ResizeSettings(size, format, drop_grey, min_size, rename, fast, labels),
+        ResizeSettings(size, **asdict(pictures)),
         classes=read_classes(classes) if classes else None,
         pack=pack,
-        overwrite=overwrite,
-        backend=backend,
         **stage.policy(),
     )
     _show_report(report, "resized", stage.json_output)
@@ -314,27 +281,21 @@ def resize(
 @app.command()
 @takes_options
 def embed(
-    extractor_from: ExtractorOptions,
+    network: ExtractorOptions,
     stage: StageOptions,
-    model: Annotated[
-        str, typer.Option("--model", help="resnet50, tf_efficientnet_lite0 (offline), or a timm model.")
-    ] = "resnet50",
+    model: Annotated[str, typer.Option(help="resnet50, tf_efficientnet_lite0 (offline), or a timm model.")] = (
+        "resnet50"
+    ),
     size: SizeOption = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images shown to the network at once.")] = 32,
+    batch: BatchOption = 32,
 ) -> None:
     """Compute the features of every image that training distils (SIZE -> SIZE/embeddings)."""
     from threedgp.data.embed import run_embed
     from threedgp.data.source import embeddings_folder
 
     source = stage.input or _newest_set(stage.folder, size)
-    report = run_embed(
-        source,
-        stage.output or embeddings_folder(source),
-        model=model,
-        batch_size=batch,
-        **asdict(extractor_from),
-        **stage.policy(),
-    )
+    output = stage.output or embeddings_folder(source)
+    report = run_embed(source, output, model=model, batch_size=batch, **asdict(network), **stage.policy())
     _show_report(report, "embedded", stage.json_output)
 
 
@@ -363,7 +324,7 @@ def check(
 def demo(
     count: Annotated[int, typer.Option("-n", "--count", help="Number of images.")] = 2048,
     size: Annotated[int, typer.Option("-s", "--size", help="Side of the images in pixels.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, another world.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed, another world.")] = 0,
     exact_depth: Annotated[
         bool, typer.Option("--exact-depth", help="Store true distances instead of an estimate's unknown scale.")
     ] = False,

@@ -67,7 +67,8 @@ def test_half_precision_is_close(tiny_models):
 
 def test_disparity_is_turned_into_depth(tiny_models):
     as_depth, as_disparity = (
-        choose_estimator(f"hf:{tiny_models / 'dpt'}", output=output).build("cpu") for output in ("depth", "disparity")
+        choose_estimator(f"hf:{tiny_models / 'dpt'}", prediction=output).build("cpu")
+        for output in ("depth", "disparity")
     )
     inputs = as_depth.prepare(picture())[None]
     depth, turned = (e.predict(inputs, [(48, 64)])[0].flatten() for e in (as_depth, as_disparity))
@@ -97,7 +98,7 @@ def test_dpt_models_with_a_metric_head_give_depth(tmp_path):
     for name, options in (("dpt-dinov2", dinov2), ("dpt-hybrid-kitti", {})):
         with pytest.raises(UsageError, match="say --prediction depth"):
             saved(name, **options)
-    told = choose_estimator(f"hf:{tmp_path / 'dpt-dinov2'}", output="disparity")
+    told = choose_estimator(f"hf:{tmp_path / 'dpt-dinov2'}", prediction="disparity")
     assert told.identity()["output"] == "disparity"
 
 
@@ -122,7 +123,7 @@ def test_leres_without_weights_explains_all_ways_out():
         ({"name": "hf:"}, "There is no depth estimator"),
         ({"backbone": "resnet18"}, "resnet50 or resnext101"),
         ({"dtype": "int8"}, "fp32, fp16 or bf16"),
-        ({"name": "hf:a/b", "output": "both"}, "depth or disparity"),
+        ({"name": "hf:a/b", "prediction": "both"}, "depth or disparity"),
     ],
 )
 def test_impossible_choices_are_refused(arguments, message):

@@ -23,7 +23,6 @@ from threedgp.pretrained.weights import find_weights
 from threedgp.progress import NULL_PROGRESS, Progress
 
 Precision = Literal["fp32", "fp16", "bf16"]
-Output = Literal["auto", "depth", "disparity"]
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 HUB_PREFIX = "hf:"
 SYNTHETIC_SIDE = 64
@@ -98,7 +97,7 @@ def choose_estimator(
     weights: Path | str | None = None,
     sha256: str | None = None,
     dtype: Precision = "fp32",
-    output: Output = "auto",
+    prediction: Literal["auto", "depth", "disparity"] = "auto",
     download: bool = False,
     progress: Progress = NULL_PROGRESS,
 ) -> EstimatorSpec:
@@ -113,13 +112,13 @@ def choose_estimator(
     """
     if dtype not in PRECISIONS:
         raise UsageError(f"There is no precision '{dtype}'. Choose fp32, fp16 or bf16.")
-    if output not in ("auto", "depth", "disparity"):
-        raise UsageError(f"A network returns depth or disparity, not '{output}'.")
+    if prediction not in ("auto", "depth", "disparity"):
+        raise UsageError(f"A network returns depth or disparity, not '{prediction}'.")
     if name.startswith(HUB_PREFIX) and name != HUB_PREFIX:
-        if output == "auto":
+        if prediction == "auto":
             model = name.removeprefix(HUB_PREFIX)
-            output = _known_output(model, _read_config(model, download))
-        return EstimatorSpec(name, dtype=dtype, output=output, download=download)
+            prediction = _known_output(model, _read_config(model, download))
+        return EstimatorSpec(name, dtype=dtype, output=prediction, download=download)
     if name == "synthetic":
         return EstimatorSpec(name)
     if name != "leres":
