@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,17 +13,22 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from threedgp.data.images import decode_image, write_bytes, write_depth
+from threedgp.data.depth import run_depth
+from threedgp.data.embed import run_embed
+from threedgp.data.images import decode_image, write_depth
 from threedgp.data.merge import merge
-from threedgp.data.resize import ResizeSettings, resize, square_image
-from threedgp.data.source import open_source
+from threedgp.data.resize import ResizeSettings, resize
+from threedgp.data.select import run_select
 from threedgp.data.workers import parallel
 from threedgp.errors import DataError, WeightsError
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.pretrained.depth_estimators import choose_estimator
+from threedgp.pretrained.names import OFFLINE_NAME
+from threedgp.progress import NULL_PROGRESS, Progress, bar
 
 SMALL, LARGE = (375, 500), (1500, 2000)  # height, width
 DISTINCT = 8  # different photos; the others are copies, which decoders cannot know
 JPEG_QUALITY = 90
+FEW = 64  # photos for the stages around a network
 
 
 class Timing(NamedTuple):
@@ -62,20 +66,17 @@ def bench_data(
         size: side of the resized images.
         scratch: folder for the temporary files (default: the system's).
     """
-    with _scratch(scratch) as root:
-        for label, (height, width), number in (("500x375", SMALL, 4 * count), ("2000x1500", LARGE, count)):
-            photos = _make_photos(root / label, height, width, number, progress)
+    if scratch is not None and not Path(scratch).is_dir():
+        raise DataError(f"The scratch folder {scratch} does not exist.")
+    with tempfile.TemporaryDirectory(prefix="3dgp-bench-", dir=scratch, ignore_cleanup_errors=True) as folder:
+        root = Path(folder)
+        for (height, width), number in ((SMALL, 4 * count), (LARGE, count)):
+            label = f"{width}x{height}"
+            with bar(progress, f"Making photos of {label}", number):
+                _make_photos(root / label, height, width, number)
             for workers in jobs:
-                yield from _bench_resize(photos, root / "out", label, size, workers, number, repeats)
-        photos = root / "500x375"
-        yield from _bench_merge(photos, root, jobs, 4 * count, repeats)
-        yield from _bench_networks(photos, root, min(4 * count, 64), progress)
-
-
-def psnr(images: np.ndarray, exact: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 arrays; infinite for equal ones."""
-    error = np.mean((images.astype(np.float64) - exact) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+                yield from _bench_resize(root / label, root / "out", size, workers, number, repeats)
+        yield from _bench_others(root / f"{SMALL[1]}x{SMALL[0]}", root, jobs, 4 * count, repeats, progress)
 
 
 def plain_resize(size: int, paths: tuple[Path, Path]) -> None:
@@ -105,37 +106,23 @@ def make_photo(seed: int, height: int, width: int) -> Image.Image:
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
-def _make_photos(folder: Path, height: int, width: int, count: int, progress: Progress) -> Path:
-    progress.start(f"Making photos of {width}x{height}", count)
+def _make_photos(folder: Path, height: int, width: int, count: int) -> None:
     folder.mkdir()
-    originals = []
     for index in range(count):
-        path = folder / f"{index:05d}.jpg"
         if index < DISTINCT:
-            make_photo(index, height, width).save(path, quality=JPEG_QUALITY)
-            originals.append(path.read_bytes())
+            make_photo(index, height, width).save(folder / f"{index:05d}.jpg", quality=JPEG_QUALITY)
         else:
-            path.write_bytes(originals[index % DISTINCT])
-        progress.advance()
-    progress.finish()
-    return folder
+            shutil.copyfile(folder / f"{index % DISTINCT:05d}.jpg", folder / f"{index:05d}.jpg")
 
 
-def _bench_resize(
-    photos: Path, output: Path, label: str, size: int, jobs: int, count: int, repeats: int
-) -> Iterator[Timing]:
-    output.mkdir(exist_ok=True)
+def _bench_resize(photos: Path, output: Path, size: int, jobs: int, count: int, repeats: int) -> Iterator[Timing]:
     pairs = [(path, output / "plain" / f"{path.stem}.png") for path in sorted(photos.iterdir())]
 
     def plain() -> None:
-        (output / "plain").mkdir()
-        if jobs == 1:
-            for pair in pairs:
-                plain_resize(size, pair)
-        else:
-            from joblib import Parallel, delayed
+        from joblib import Parallel, delayed
 
-            Parallel(n_jobs=jobs)(delayed(plain_resize)(size, pair) for pair in pairs)
+        (output / "plain").mkdir()
+        Parallel(n_jobs=jobs)(delayed(plain_resize)(size, pair) for pair in pairs)
 
     def ours(fast: bool) -> None:
         resize(photos, output / ("fast" if fast else "exact"), ResizeSettings(size, fast=fast), jobs=jobs)
@@ -143,60 +130,48 @@ def _bench_resize(
     list(parallel(abs, range(2 * jobs), jobs=jobs))  # start the workers before any clock
     ways = {"plain": plain, "resize": partial(ours, False), "resize --fast": partial(ours, True)}
     best = dict.fromkeys(ways, 0.0)
-    for repeat in range(repeats):
-        if repeat:
-            shutil.rmtree(output)
-            output.mkdir()
+    for _ in range(repeats):
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
         for name, way in ways.items():
             best[name] = max(best[name], _rate(way, count))
-    exact = _stack(photos, size)
+    made = {
+        folder: np.stack([decode_image((output / folder / f"{i:05d}.png").read_bytes()) for i in range(DISTINCT)])
+        for folder in ("plain", "exact", "fast")
+    }
     for name, folder in (("resize", "exact"), ("resize --fast", "fast")):
-        made = open_source(output / folder)
-        loss = psnr(np.stack([decode_image(made.read(file)) for file in made.names[:DISTINCT]]), exact)
-        yield Timing(name, label, jobs, best[name], best["plain"], loss)
+        error = np.mean((made[folder].astype(np.float64) - made["plain"]) ** 2)
+        psnr = float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+        yield Timing(name, photos.name, jobs, best[name], best["plain"], psnr)
     shutil.rmtree(output)
 
 
-def _stack(photos: Path, size: int) -> np.ndarray:
-    """What the plain way gives for the distinct photos, uint8 [DISTINCT, size, size, 3]."""
-    source = open_source(photos)
-    images = [Image.fromarray(decode_image(source.read(name))) for name in source.names[:DISTINCT]]
-    return np.stack([np.asarray(square_image(image, size)) for image in images])
-
-
-def _bench_merge(photos: Path, root: Path, jobs: tuple[int, ...], count: int, repeats: int) -> Iterator[Timing]:
-    depth, output = root / "depth", root / "merged"
+def _bench_others(
+    photos: Path, root: Path, jobs: tuple[int, ...], count: int, repeats: int, progress: Progress
+) -> Iterator[Timing]:
+    """Merge, and once each the stages around a network, which decides their speed."""
     y, x = np.mgrid[: SMALL[0], : SMALL[1]]
-    for path in sorted(photos.iterdir()):
-        write_depth(depth / f"{path.stem}_depth.png", (y * 80 + x * 60).astype(np.uint16))
+    for path in photos.iterdir():
+        write_depth(root / "depth" / f"{path.stem}_depth.png", (y * 80 + x * 60).astype(np.uint16))
     for workers in jobs:
         rates = []
         for _ in range(repeats):
-            rates.append(_rate(lambda workers=workers: merge(photos, depth, output, jobs=workers), count))
-            shutil.rmtree(output)
-        yield Timing("merge", "500x375", workers, max(rates))
-
-
-def _bench_networks(photos: Path, root: Path, count: int, progress: Progress) -> Iterator[Timing]:
-    """Stages around a network, once each: the network decides their speed."""
-    from threedgp.data.depth import run_depth
-    from threedgp.data.embed import run_embed
-    from threedgp.data.select import run_select
-    from threedgp.pretrained.depth_estimators import choose_estimator
-    from threedgp.pretrained.names import OFFLINE_NAME
-
+            rates.append(_rate(lambda n=workers: merge(photos, root / "depth", root / "merged", jobs=n), count))
+            shutil.rmtree(root / "merged")
+        yield Timing("merge", photos.name, workers, max(rates))
     few = root / "few"
-    for path in sorted(photos.iterdir())[:count]:
-        write_bytes(few / path.name, path.read_bytes())
+    few.mkdir()
+    for path in sorted(photos.iterdir())[:FEW]:
+        shutil.copyfile(path, few / path.name)
     resize(few, root / "set", ResizeSettings(256), jobs=1)
     stages: tuple[tuple[str, str, Callable[[], object]], ...] = (
-        ("depth synthetic", "500x375", lambda: run_depth(few, root / "maps", choose_estimator("synthetic"))),
-        (f"select {OFFLINE_NAME}", "500x375", lambda: run_select(few, root / "kept", extractor=OFFLINE_NAME)),
+        ("depth synthetic", photos.name, lambda: run_depth(few, root / "maps", choose_estimator("synthetic"))),
+        (f"select {OFFLINE_NAME}", photos.name, lambda: run_select(few, root / "kept", extractor=OFFLINE_NAME)),
         (f"embed {OFFLINE_NAME}", "256x256", lambda: run_embed(root / "set", root / "rows", model=OFFLINE_NAME)),
     )
     for name, label, stage in stages:
         try:
-            yield Timing(name, label, 1, _rate(stage, count))
+            yield Timing(name, label, 1, _rate(stage, min(count, FEW)))
         except WeightsError as error:
             progress.note(f"{name} is left out: {error}")
 
@@ -205,14 +180,3 @@ def _rate(work: Callable[[], object], count: int) -> float:
     start = time.perf_counter()
     work()
     return count / (time.perf_counter() - start)
-
-
-@contextmanager
-def _scratch(folder: Path | str | None) -> Iterator[Path]:
-    try:
-        with tempfile.TemporaryDirectory(prefix="3dgp-bench-", dir=folder, ignore_cleanup_errors=True) as root:
-            yield Path(root)
-    except FileNotFoundError as error:
-        if folder is None or Path(folder).is_dir():
-            raise
-        raise DataError(f"The scratch folder {folder} does not exist.") from error
