@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -46,41 +45,8 @@ CLASS_SCORES = {
 }
 
 
-class Extractor(str, Enum):
-    inception = "inception"
-    offline = "tf_efficientnet_lite0"
-
-
-DepthNumberOption = Annotated[int, typer.Option("--n-depth", min=1, help="Depth maps of the non-flatness score.")]
-BatchOption = Annotated[
-    int | None,
-    typer.Option("--batch", min=1, help="Images at a time and process.", show_default="the profile's"),
-]
-NumRealOption = Annotated[
-    int | None, typer.Option("--num-real", min=1, help="Use a random part of the real set.", show_default="all of it")
-]
-ExtractorOption = Annotated[
-    Extractor | None,
-    typer.Option("--extractor", help="Feature network.", show_default="what the profile uses in training"),
-]
-WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Weight file of the feature network, where it is not found by itself.")
-]
-CacheOption = Annotated[
-    bool, typer.Option("--cache/--no-cache", help="Keep statistics of real images, and go on with interrupted work.")
-]
-CacheDirOption = Annotated[
-    Path | None, typer.Option("--cache-dir", help="Where.", show_default="$THREEDGP_CACHE/metrics or ~/.cache/...")
-]
-PlotOption = Annotated[
-    Path | None, typer.Option("--plot", help="Where to draw depths.", show_default="the run's folder")
-]
-AdaptorOption = Annotated[
-    bool, typer.Option("--adaptor/--no-adaptor", help="Learned camera, or exactly frontal (not as published).")
-]
-QuantileOption = Annotated[
-    Literal["group", "per-image"], typer.Option("--nfs-quantile", help="Density quantile of 4 images, or of each.")
-]
+Extractor = Literal["inception", "tf_efficientnet_lite0"]
+OFFLINE = "tf_efficientnet_lite0"
 
 
 @dataclass(frozen=True)
@@ -111,14 +77,22 @@ class ModelOptions:
 class NetworkOptions:
     """Where feature networks come from, and what is kept of their work."""
 
-    weights: WeightsOption = None
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Weight file of the feature network, if it is not found by itself.")
+    ] = None
     download: Annotated[bool, typer.Option("--download", help="Fetch missing weights of feature networks.")] = False
     unverified: Annotated[
         bool, typer.Option("--allow-unverified-weights", help="Accept weights with another checksum; results say so.")
     ] = False
-    batch: BatchOption = None
-    cache: CacheOption = True
-    cache_dir: CacheDirOption = None
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Images at a time and process.", show_default="the profile's")
+    ] = None
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep statistics of real images, and go on with unfinished work.")
+    ] = True
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", help="Where.", show_default="$THREEDGP_CACHE/metrics or ~/.cache/…")
+    ] = None
 
     def evaluator(
         self, specs: list[MetricSpec], world: World, *, offline: bool, batch: int, seed: int, listener: Progress
@@ -137,21 +111,32 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True)
-class ImageOptions(NetworkOptions):
+class ImageOptions:
     """Scores of images."""
 
     number: Annotated[int, typer.Option("--n", min=1, max=MOST_IMAGES, help="Generated images.")] = 50_000
-    num_real: NumRealOption = None
-    extractor: ExtractorOption = None
+    num_real: Annotated[
+        int | None, typer.Option("--num-real", min=1, help="Random part of the real set.", show_default="all of it")
+    ] = None
+    extractor: Annotated[
+        Extractor | None,
+        typer.Option("--extractor", help="Feature network.", show_default="what the profile uses in training"),
+    ] = None
 
 
 @dataclass(frozen=True)
 class DepthOptions:
     """The non-flatness score."""
 
-    quantile: QuantileOption = "group"
-    adaptor: AdaptorOption = True
-    plot: PlotOption = None
+    quantile: Annotated[
+        Literal["group", "per-image"], typer.Option("--nfs-quantile", help="Density quantile of 4 images, or of each.")
+    ] = "group"
+    adaptor: Annotated[
+        bool, typer.Option("--adaptor/--no-adaptor", help="Learned camera, or exactly frontal (not as published).")
+    ] = True
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Where to draw depths.", show_default="the run's folder")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +182,7 @@ def _score(
     model: ModelOptions,
     work: WorkOptions,
     images: ImageOptions | None = None,
+    networks: NetworkOptions | None = None,
     depth: DepthOptions | None = None,
     num_depth: int = 256,
 ) -> None:
@@ -205,8 +191,8 @@ def _score(
     from threedgp.config.workspace import Workspace
     from threedgp.runs.run import find_checkpoint, load_generator
 
-    images, depth, listener = images or ImageOptions(), depth or DepthOptions(), work.listener()
-    place = Workspace.find(model.workspace)
+    images, networks, depth = images or ImageOptions(), networks or NetworkOptions(), depth or DepthOptions()
+    place, listener = Workspace.find(model.workspace), work.listener()
     run, checkpoint = find_checkpoint(place, model.target, model.checkpoint, listener)
     profile = run.profile  # torch is imported only now: most mistakes are found by here
 
@@ -215,7 +201,7 @@ def _score(
     from threedgp.runs.catalog import read_manifest
 
     own = [parse_metric(name).extractor for name in profile.training.metrics]
-    offline = images.extractor is Extractor.offline if images.extractor else EFFLITE0 in own
+    offline = images.extractor == OFFLINE if images.extractor else EFFLITE0 in own
     if profile.model.kind == "stylegan2" and len(families) > 1:
         families = [family for family in families if family != "nfs"]
     specs = _specs(families, images.number, offline, images.num_real, num_depth, depth.quantile == "per-image")
@@ -228,7 +214,7 @@ def _score(
     else:
         training_set = model.data or training_set
     with work.world() as world:
-        evaluator, specs = images.evaluator(
+        evaluator, specs = networks.evaluator(
             specs, world, offline=offline, batch=profile.training.test_batch_gpu, seed=model.seed, listener=listener
         )
         labels = open_labels(profile, training_set, listener)
@@ -275,8 +261,8 @@ def _training_set(place: Workspace, run: Run) -> tuple[Path | None, str]:
 
 
 def _add_score(family: Family, help_text: str) -> None:
-    def command(model: ModelOptions, images: ImageOptions, work: WorkOptions) -> None:
-        _score([family], model, work, images)
+    def command(images: ImageOptions, model: ModelOptions, networks: NetworkOptions, work: WorkOptions) -> None:
+        _score([family], model, work, images, networks)
 
     app.command(family, help=help_text)(takes_options(command))
 
@@ -308,14 +294,15 @@ def nfs(
 @app.command("all")
 @takes_options
 def all_scores(
-    model: ModelOptions,
     images: ImageOptions,
+    model: ModelOptions,
     depth: DepthOptions,
+    networks: NetworkOptions,
     work: WorkOptions,
-    num_depth: DepthNumberOption = 256,
+    num_depth: Annotated[int, typer.Option("--n-depth", min=1, help="Depth maps of the non-flatness score.")] = 256,
 ) -> None:
     """Every score; each image is made once."""
-    _score(["fid", "kid", "pr", "is", "nfs"], model, work, images, depth, num_depth)
+    _score(["fid", "kid", "pr", "is", "nfs"], model, work, images, networks, depth, num_depth)
 
 
 @app.command("dataset")
@@ -326,7 +313,7 @@ def dataset(
     real: Annotated[Path, typer.Argument(help="Folder or zip to compare with.")],
     scored: Annotated[Path, typer.Argument(help="Folder or zip to be scored.")],
     scores: Annotated[str, typer.Option("--scores", help="Any of fid, kid, pr, is, with commas.")] = "fid,kid,pr",
-    extractor: Annotated[Extractor, typer.Option("--extractor", help="Feature network.")] = Extractor.inception,
+    extractor: Annotated[Extractor, typer.Option("--extractor", help="Feature network.")] = "inception",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed makes other random choices.")] = 0,
     json_output: JsonOption = False,
 ) -> None:
@@ -341,7 +328,7 @@ def dataset(
         raise UsageError(f"--scores knows {', '.join(known)}, not '{scores}'.")
     listener, images = work.listener(), Pictures(scored)
     compare_sizes(real, scored, listener)
-    offline = extractor is Extractor.offline
+    offline = extractor == OFFLINE
     specs = _specs([family for family in known if family in names], len(images), offline)
     with work.world() as world:
         evaluator, specs = networks.evaluator(specs, world, offline=offline, batch=64, seed=seed, listener=listener)
@@ -361,9 +348,7 @@ def dataset(
 def classes(
     model: ModelOptions,
     number: Annotated[int, typer.Option("--n", min=8, help="Generated images.")] = 512,
-    extractor: Annotated[str, typer.Option("--extractor", help="Whose features the classifier sees.")] = (
-        "tf_efficientnet_lite0"
-    ),
+    extractor: Annotated[str, typer.Option("--extractor", help="Whose features the classifier sees.")] = OFFLINE,
 ) -> None:
     """Class accuracy of a linear classifier on generated images, straight and turned, and depth by class."""
     from threedgp.config.workspace import Workspace

@@ -99,8 +99,9 @@ def finish(results: list[Result], lines: list[dict[str, Any]], out: Path | None)
     """Append the lines to the file that was asked for, and name what could not be computed."""
     from threedgp.files import append_json_line
 
-    for line in lines if out is not None else []:
-        append_json_line(out, line)
+    if out is not None:
+        for line in lines:
+            append_json_line(out, line)
     for metric, reason in problems(results).items():
         show_error(f"{metric} could not be computed: {reason}")
     if len(lines) < len(results):

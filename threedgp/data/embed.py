@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from threedgp.cores import available_cores
 from threedgp.data.features import compute_features, find_or_build
 from threedgp.data.source import open_source
 from threedgp.data.stage import Stage, StageReport
@@ -58,19 +57,11 @@ def run_embed(
         progress=progress,
     )  # fmt: skip
     manifest = f"{path.stem}_manifest.json"
-    stage = Stage("embed", images, Path(output), {}, on_error, max_errors, progress=progress, manifest=manifest)
+    stage = Stage("embed", images, Path(output), {}, on_error, max_errors, jobs, progress=progress, manifest=manifest)
     stage.claim()
     stage.skip_problems()
-    table = compute_features(
-        images,
-        path,
-        found,
-        batch_size=batch_size,
-        jobs=jobs or available_cores(),
-        on_skip=stage.skip,
-        label=f"Embedding with {canonical_name(model)}",
-        progress=progress,
-    )
+    label = f"Embedding with {canonical_name(model)}"
+    table = compute_features(stage, path, found, batch_size=batch_size, label=label)
     stage.arguments = table.identity
     stage.extra = {"embeddings": path.name, "dim": table.dim}
     stage.images = len(table.names)

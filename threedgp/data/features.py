@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from threedgp.cores import available_cores
 from threedgp.data.embeddings import Embeddings, description_path
 from threedgp.data.pictures import Pictures, collect, fingerprint
 from threedgp.data.source import ImageSource
+from threedgp.data.stage import Stage
 from threedgp.errors import DataError
 from threedgp.files import append_json_line, read_json, read_json_lines, sha256_of, write_json
 from threedgp.pretrained import embedder
@@ -83,18 +85,15 @@ def find_or_build(
 
 
 def compute_features(
-    source: ImageSource,
+    stage: Stage,
     path: Path,
     found: FeatureTable | embedder.FeatureExtractor,
     *,
     square: int | None = None,
     batch_size: int = 32,
-    jobs: int = 1,
-    on_skip: Callable[[str, str], None],
     label: str = "Computing features",
-    progress: Progress = NULL_PROGRESS,
 ) -> FeatureTable:
-    """Compute the features of every picture of `source` into a table at `path`, unless it is there.
+    """Compute the features of every picture of a stage's source into a table at `path`, unless it is there.
 
     A killed run leaves `.NAME.partial/` beside `path`; the next one goes on there and ends with the same bytes,
     because the batches are cut the same way.
@@ -104,21 +103,18 @@ def compute_features(
         found: what `find_or_build` returned.
         square: centre-crop and Lanczos-resize pictures to this side first; None to take them as they are.
         batch_size: pictures shown to the network at once; part of the identity.
-        jobs: threads that read and decode.
-        on_skip: called with (name, reason) for each picture that cannot be decoded, and advances the progress by it;
-            may raise to stop.
 
     Raises:
         DataError: nothing could be decoded, or the network returned NaN.
     """
     if isinstance(found, FeatureTable):
         for name, reason in found.skipped.items():
-            on_skip(name, reason)
+            stage.skip(name, reason)
         shutil.rmtree(_partial_folder(path), ignore_errors=True)  # of a run killed while it tidied up
         return found
-    pictures = Pictures(source, square=square, threads=jobs)
-    work = _UnfinishedTable(path, found, pictures, batch_size, on_skip)
-    collect(pictures, work, batch=batch_size, label=label, progress=progress)
+    pictures = Pictures(stage.found, square=square, threads=stage.jobs or available_cores())
+    work = _UnfinishedTable(path, found, pictures, batch_size, stage.skip)
+    collect(pictures, work, batch=batch_size, label=label, progress=stage.progress)
     return work.publish()
 
 

@@ -30,6 +30,11 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def identity(self) -> str | None:
+        """Changes with everything that decides the images; None: unfinished work cannot be continued."""
+        ...
+
     def batches(self, chunks: Sequence[list[int]]) -> Iterator[Iterable[Group]]:
         """For each chunk of item numbers one or more groups of equal size, without unreadable images."""
         ...
@@ -140,7 +145,6 @@ class Pictures:
 
     @property
     def identity(self) -> str:
-        """Changes with everything that decides the images."""
         part = "" if self.limit is None else f" {self.limit} of seed {self.seed}"
         return f"{fingerprint(self.source)} resolution {self.resolution} mirror {self.mirror}{part}"
 

@@ -124,10 +124,7 @@ def run_select(
     stage = Stage.begin("select", photos, target, {"link": link}, **policy)
     stage.skip_problems()
     jobs = stage.jobs or available_cores()
-    table = compute_features(
-        photos, cache, found, square=square, batch_size=batch_size, jobs=jobs, on_skip=stage.skip,
-        progress=stage.progress,
-    )  # fmt: skip
+    table = compute_features(stage, cache, found, square=square, batch_size=batch_size)
     scored = _score(stage, table, _group(stage, table.names, per_class), keep, ratio, reg_covar)
     _tell_small_classes(stage, scored, keep)
     _write_scores(target / SCORES_NAME, table, scored)

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import threedgp
 from threedgp.config.metric_names import MetricSpec
@@ -29,15 +29,6 @@ from threedgp.progress import NULL_PROGRESS, Progress
 REAL_BATCH = 64
 MOST_NAMES = 1000  # of pictures that could not be read, in a result
 KEPT = {"kid": "rows", "pr": "rows", "is": "logits"}  # what a family needs of every image beside the moments
-
-
-class ScoredImages(Images, Protocol):
-    """Images to be scored."""
-
-    @property
-    def identity(self) -> str | None:
-        """Changes with everything that decides the images; None: unfinished work cannot be continued."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ class Evaluator:
         return [results[spec.name] for spec in specs], depths
 
     def score_images(
-        self, specs: Sequence[MetricSpec], generated: Callable[[int], ScoredImages], real: RealSet | None
+        self, specs: Sequence[MetricSpec], generated: Callable[[int], Images], real: RealSet | None
     ) -> list[Result]:
         """Compare images with a real set, each image being made and shown to each network once.
 
@@ -201,7 +192,7 @@ class Evaluator:
                 cache.save(key, bank)
             shutil.rmtree(parts, ignore_errors=True)
 
-    def _generated_banks(self, specs: Sequence[MetricSpec], images: ScoredImages) -> dict[str, Bank]:
+    def _generated_banks(self, specs: Sequence[MetricSpec], images: Images) -> dict[str, Bank]:
         """A bank for each network, by its name."""
         names = dict.fromkeys(str(spec.extractor) for spec in specs)
         banks = {name: self._bank([spec for spec in specs if spec.extractor == name], len(images)) for name in names}
