@@ -1,12 +1,11 @@
 """The augmentation pipe equals the reference, transform by transform; its controller follows the published rule."""
 
-import numpy as np
 import pytest
 import torch
 
 from tests.tools import relative_error
 from threedgp.config.schema import AdaptiveAugmentConfig, AugmentMultipliers
-from threedgp.training.augment import AugmentController, augment, filter_bank
+from threedgp.training.augment import AugmentController, AugmentState, augment, filter_bank
 
 NAMES = list(AugmentMultipliers.model_fields)
 NONE = dict.fromkeys(NAMES, 0.0)
@@ -145,21 +144,21 @@ def test_controller_averages_the_signs_of_an_interval_over_processes():
     controller.report(torch.tensor([-1.0, 5.0]))
     controller.step(1, 8, twice)
     assert controller.p == 0.0  # the interval is not over
-    saved = controller.state_dict()
-    assert saved["signs"] == [4.0, 8.0]
+    saved = controller.state()
+    assert saved.signs == (4.0, 8.0)
     other = ada(interval=2, kimg=1.0)
-    other.load_state_dict(saved)
+    other.restore(saved)
     for c in (controller, other):
         c.report(torch.full((8,), 1.0))
         c.step(2, 8, twice)
         assert c.p == pytest.approx(2 * 8 / 1000)  # mean sign 20/24 is above the target 0.6
-    assert controller.state_dict() == other.state_dict() == {"p": 0.016, "signs": [0.0, 0.0]}
+    assert controller.state() == other.state() == AugmentState(0.016, (0.0, 0.0))
 
 
 def test_a_fixed_strength_is_the_profiles_even_after_loading():
     controller = AugmentController(AdaptiveAugmentConfig(mode="fixed", p=0.3))
     controller.report(torch.ones(4))
     controller.step(4, 64, lambda tensor: tensor)
-    controller.load_state_dict({"p": 0.9, "signs": [0.0, 0.0]})
+    controller.restore(AugmentState(0.9, (0.0, 0.0)))
     assert controller.p == 0.3
-    assert np.isclose(controller.state_dict()["p"], 0.3)
+    assert controller.state().p == 0.3

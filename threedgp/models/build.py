@@ -11,7 +11,7 @@ from threedgp.models.camera_adaptor import CameraAdaptor
 from threedgp.models.depth_adaptor import DepthAdaptor
 from threedgp.models.discriminator import Discriminator
 from threedgp.models.generator import FieldMLP, Generator
-from threedgp.models.mapping import MappingNetwork
+from threedgp.models.mapping import CameraEncoding, MappingNetwork
 from threedgp.models.stylegan2 import StyleGAN2Generator, SynthesisNetwork
 from threedgp.rendering.renderer import RenderOptions
 
@@ -57,7 +57,8 @@ def build_generator(profile: Profile) -> Generator | StyleGAN2Generator:
 def _mapping(profile: Profile, num_ws: int) -> MappingNetwork:
     """The generator's mapping network, which sees the camera if the profile asks for it."""
     config, conditioning = profile.model.generator, profile.model.generator.camera_conditioning
-    encoding, mean = None, None
+    encoding: CameraEncoding | None = None
+    mean = None
     if conditioning.enabled:
         encoding = "fourier" if profile.model.kind == "stylegan2" else "raw"
         prior = CameraPrior(profile.camera)

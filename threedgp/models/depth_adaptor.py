@@ -36,7 +36,7 @@ class DepthAdaptor(nn.Module):
         self.layers = nn.ModuleList(
             Conv2dLayer(1 if i == 0 else width, width, kernel, activation="lrelu") for i in range(config.layers)
         )
-        self.head = Conv2dLayer(width, 1, 1) if config.layers else None
+        self.head = Conv2dLayer(width, 1, 1) if config.layers else nn.Identity()
 
     def set_progress(self, progress: float) -> None:
         """Anneal the selection probabilities from equal ones, 0, to preferring the deepest candidates, 1."""
@@ -76,11 +76,11 @@ class DepthAdaptor(nn.Module):
         strategy = self.config.out_strategy
         if strategy == "mean":
             return self.candidates(depth).mean(dim=1)
-        if not self.training or strategy == "last" or self.head is None:
+        if not self.training or strategy == "last" or not self.layers:
             x = self._normalize(depth)
             for layer in self.layers:
                 x = layer(x)
-            return x if self.head is None else self.head(x)
+            return self.head(x)
         if index is None:
             index = self.draw_index(len(depth), generator)
         return self.candidates(depth)[torch.arange(len(depth), device=depth.device), index.to(depth.device)]

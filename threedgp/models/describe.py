@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ def describe_model(profile: Profile) -> list[ModelRow]:
         return _generator_rows(profile) + _discriminator_rows(profile)
 
 
-def _record(network: str, modules: dict[str, nn.Module], forward: Callable[[], object]) -> list[ModelRow]:
+def _record(network: str, modules: Mapping[str, nn.Module], forward: Callable[[], object]) -> list[ModelRow]:
     """Run `forward` once; a row for each of the modules by name, in the order in which they run."""
     rows, before = [], {}
     with FlopCounterMode(display=False) as counter:
@@ -48,7 +48,7 @@ def _record(network: str, modules: dict[str, nn.Module], forward: Callable[[], o
             def start(*_, name: str = name) -> None:
                 before[name] = counter.get_total_flops()
 
-            def finish(module: nn.Module, _, output: object, name: str = name) -> None:
+            def finish(module: nn.Module, _, output: Any, name: str = name) -> None:
                 gflops = (counter.get_total_flops() - before[name]) / 1e9
                 rows.append(ModelRow(f"{network}.{name}", _shape(output), count_parameters(module), gflops))
 
@@ -67,7 +67,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _shape(output: object) -> str:
+def _shape(output: Camera | torch.Tensor | tuple[torch.Tensor, ...]) -> str:
     """Shape of one sample of a module's first output."""
     if isinstance(output, Camera):
         return "camera"

@@ -6,6 +6,7 @@ Sec. 3.4 (feature head); StyleGAN2 (arXiv 1912.04958), Fig. 7c (residual blocks)
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -13,14 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from threedgp.config.schema import DiscriminatorConfig
-from threedgp.models.layers import (
-    CONV_CLAMP,
-    Conv2dLayer,
-    FullyConnected,
-    ScalarEncoder,
-    channels_at,
-    compute_dtype,
-)
+from threedgp.models.layers import CONV_CLAMP, Conv2dLayer, FullyConnected, ScalarEncoder, channels_at, compute_dtype
 from threedgp.models.mapping import MappingNetwork
 
 PATCH_SCALE_STEPS = 1000
@@ -87,14 +81,10 @@ class DiscriminatorBlock(nn.Module):
     ):
         super().__init__()
         self.low_precision = low_precision
-        options = {"activation": "lrelu", "conv_clamp": conv_clamp}
-        self.fromrgb = None
-        if img_channels:
-            self.fromrgb = Conv2dLayer(img_channels, in_channels, 1, trainable=frozen < 1, **options)
-        self.conv0 = Conv2dLayer(in_channels, in_channels, 3, trainable=frozen < 2, **options)
-        self.conv1 = Conv2dLayer(
-            in_channels, out_channels, 3, down=down, modulation_dim=modulation_dim, trainable=frozen < 3, **options
-        )
+        layer = functools.partial(Conv2dLayer, activation="lrelu", conv_clamp=conv_clamp)
+        self.fromrgb = layer(img_channels, in_channels, 1, trainable=frozen < 1) if img_channels else None
+        self.conv0 = layer(in_channels, in_channels, 3, trainable=frozen < 2)
+        self.conv1 = layer(in_channels, out_channels, 3, down=down, modulation_dim=modulation_dim, trainable=frozen < 3)
         self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, down=down, trainable=frozen < 4)
 
     def forward(self, x: Tensor, patch_code: Tensor | None = None) -> Tensor:
@@ -246,7 +236,7 @@ class Discriminator(nn.Module):
 
         cmap = None
         if self.head_mapping is not None:
-            conditions = [c] if self.c_dim else []
+            conditions = [c] if self.c_dim and c is not None else []
             if patch_encoding is not None:
                 conditions.append(patch_encoding)
             condition = torch.cat(conditions, dim=1) if conditions else None

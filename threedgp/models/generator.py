@@ -60,14 +60,9 @@ class FieldMLP(nn.Module):
         if len(self.model) > 2:
             return self(sample_triplanes(planes, points))
         hidden, last = self.model
-        return sample_field(
-            planes,
-            points,
-            hidden.weight * hidden.weight_gain,
-            hidden.bias * hidden.bias_gain,
-            last.weight * last.weight_gain,
-            last.bias * last.bias_gain,
-        )
+        assert isinstance(hidden, FullyConnected)
+        assert isinstance(last, FullyConnected)
+        return sample_field(planes, points, *hidden.scaled(), *last.scaled())
 
 
 class Generator(nn.Module):

@@ -86,6 +86,11 @@ class FullyConnected(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features).normal_(std=1 / lr_multiplier))
         self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier)) if bias else None
 
+    def scaled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias as they are used, of a layer that has both."""
+        assert self.bias is not None
+        return self.weight * self.weight_gain, self.bias * self.bias_gain
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, weight = x.reshape(-1, x.shape[-1]), self.weight.to(x.dtype).t()
         if self.bias is None:
@@ -111,6 +116,8 @@ class Conv2dLayer(nn.Module):
         modulation_dim: length of the vector c that modulates the input; 0 for none.
         trainable: False stores the weights as buffers, out of reach of optimisers and `requires_grad_`.
     """
+
+    resample_filter: torch.Tensor | None
 
     def __init__(
         self,

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from threedgp.config.schema import GeneratorConfig
-from threedgp.models.layers import (
-    CONV_CLAMP,
-    Conv2dLayer,
-    FullyConnected,
-    channels_at,
-    compute_dtype,
-    default_filter,
-)
+from threedgp.models.layers import CONV_CLAMP, Conv2dLayer, FullyConnected, channels_at, compute_dtype, default_filter
 from threedgp.models.mapping import MappingNetwork
 from threedgp.ops.activation import bias_act
 from threedgp.ops.fir import upsample2d
@@ -152,7 +145,7 @@ class SynthesisBlock(nn.Module):
             x = self.conv0(x, next(styles), noise0)
             x = self.conv1(x, next(styles), noise1, gain=1.0 if y is None else math.sqrt(0.5))
             x = x if y is None else y + x
-        if img is not None:
+        if img is not None and self.resample_filter is not None:
             img = upsample2d(img, self.resample_filter)
         if self.torgb is not None:
             rgb = self.torgb(x, next(styles)).to(self.torgb.weight.dtype)
@@ -225,12 +218,14 @@ class SynthesisNetwork(nn.Module):
     def forward(self, ws: Tensor, noise: Mapping[str, Tensor] | None = None) -> Tensor:
         """[B, num_ws, w_dim] -> [B, img_channels, R, R], not clamped, with the noise of `noise_maps`; None: without."""
         ws = ws.to(self.block(4).const.dtype)
-        x = img = None
+        x: Tensor | None = None
+        img: Tensor | None = None
         first = 0
         for r in self.block_resolutions:
             block = self.block(r)
             x, img = block(x, img, ws[:, first : first + block.num_styles], noise or {})
             first += block.num_conv
+        assert img is not None  # the last block makes one
         return img
 
 
@@ -270,6 +265,6 @@ class StyleGAN2Generator(nn.Module):
         if noise is None:
             noise = self.synthesis.noise_maps(len(ws), noise_mode, generator)
         img = self.synthesis(ws, noise)
-        if patch_scales is None:
+        if patch_scales is None or patch_offsets is None:
             return img
         return sample_patches(img, patch_scales, patch_offsets, self.patch_resolution)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,14 @@ BANK_TAPS = (-0.12940952255092145, 0.22414386804185735, 0.8365163037378079, 0.48
 BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # expected power of natural images in the four bands
 GEOMETRIC = ("xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac")
 COLOR = ("brightness", "contrast", "lumaflip", "hue", "saturation")
+
+
+@dataclass(frozen=True)
+class AugmentState:
+    """Strength, and sum and number of the signs since its last change: the same on all processes between iterations."""
+
+    p: float
+    signs: tuple[float, float]
 
 
 class AugmentController:
@@ -75,15 +83,15 @@ class AugmentController:
         direction = (mean_sign > self.config.target) - (mean_sign < self.config.target)
         self.p = min(max(self.p + direction * size, 0.0), 1.0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The same on all processes between iterations; plain numbers."""
-        return {"p": self.p, "signs": self._total.tolist()}
+    def state(self) -> AugmentState:
+        sign_sum, count = self._total.tolist()
+        return AugmentState(self.p, (sign_sum, count))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; a fixed strength follows the profile."""
+    def restore(self, state: AugmentState) -> None:
+        """Continue where the state was taken; a fixed strength follows the profile."""
         if self.config.mode == "ada":
-            self.p = state["p"]
-            self._total, self._local = torch.tensor(state["signs"], dtype=torch.float64), None
+            self.p = state.p
+            self._total, self._local = torch.tensor(state.signs, dtype=torch.float64), None
 
 
 def augment(images: Tensor, p: float, multipliers: AugmentMultipliers, draws: Draws) -> Tensor:

@@ -20,7 +20,7 @@ from threedgp.models.stylegan2 import StyleGAN2Generator
 from threedgp.processes import World
 from threedgp.runs.checkpoint import TensorGroups, load_checkpoint, load_weights, save_checkpoint
 from threedgp.runs.state import load_optimizer_tensors, optimizer_tensors
-from threedgp.training.augment import AugmentController
+from threedgp.training.augment import AugmentController, AugmentState
 from threedgp.training.divergence import DivergenceMonitor, Memory
 from threedgp.training.log import Statistics
 from threedgp.training.phases import phases
@@ -47,13 +47,6 @@ class Counters:
     tick_nimg: Count = 0
     position: Count = 0
     stream: Count = 0
-
-
-class AugmentState(BaseModel):
-    """What `AugmentController.state_dict` returns."""
-
-    p: float
-    signs: tuple[float, float]
 
 
 class PlainState(BaseModel):
@@ -125,7 +118,7 @@ class TrainingState:
         """Everything else, as JSON; all processes call it together, as each has statistics of its own."""
         return {
             "counters": asdict(self.counters),
-            "augment": self.augment.state_dict(),
+            "augment": asdict(self.augment.state()),
             "monitor": asdict(self.monitor.memory),
             "statistics": world.gather(self.statistics.state_dict()),
         }
@@ -143,7 +136,7 @@ class TrainingState:
             where = ".".join(map(str, first["loc"]))
             raise CheckpointError(f"A checkpoint's state.json is damaged at {where}: {first['msg'].lower()}.") from None
         self.counters, self.monitor.memory = checked.counters, checked.monitor
-        self.augment.load_state_dict(state["augment"])
+        self.augment.restore(checked.augment)
         self.statistics.load_state_dict(checked.statistics, world)
 
     def save(self, folder: Path, profile: Profile, world: World) -> Path | None:
@@ -179,14 +172,14 @@ class TrainingState:
         """Take rank 0's tensors on every process: other machines may have made or read slightly different ones."""
         world.broadcast(tensor for members in self.tensors().values() for tensor in members.values())
 
-    def shared_tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors that must be the same on every process, by name."""
-        return {
-            f"{group}.{name}": value
-            for group, members in self.tensors().items()
-            for name, value in members.items()
-            if not group.startswith("optim_")
-        }
+    def require_equal(self, world: World) -> None:
+        """Check that all processes hold the same networks.
+
+        Raises:
+            ThreeDGPError: names the first tensor that differs.
+        """
+        groups = {name: members for name, members in self.tensors().items() if not name.startswith("optim_")}
+        world.require_equal({f"{group}.{name}": v for group, members in groups.items() for name, v in members.items()})
 
 
 def _compile(G: Generator | StyleGAN2Generator, D: Discriminator, profile: Profile) -> None:

@@ -10,9 +10,9 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,8 +49,7 @@ from threedgp.training.state import TrainingState
 CHECK_TICKS = 50  # between two checks that all processes hold the same networks
 
 
-@dataclass(frozen=True)
-class TrainingResult:
+class TrainingResult(NamedTuple):
     """How a call of `train` ended: images seen so far, whether the run is complete, and its newest checkpoint."""
 
     nimg: int
@@ -91,6 +90,7 @@ class Trainer:
         self.clock = Clock(run.folder / CLOCK_FILE)
         self.checkpoint: Path | None = None
         self.batches: Iterator[Item] = iter(())
+        self.tick_began, self.tick_first_nimg = time.perf_counter(), 0
         self.total = round(1000 * self.profile.training.kimg)  # images
 
     def restore(self) -> None:
@@ -210,13 +210,6 @@ class Trainer:
 
     def _begin_stretch(self) -> None:
         """Open the data where the counters are, and start measuring: at the start and after a rollback."""
-        self.batches = self._open_data()
-        self._begin_tick()
-        timed = self.profile.training.max_minutes is not None
-        self.progress.start("Training", None if timed else self.total, "images", done=self.state.counters.nimg)
-
-    def _open_data(self) -> Iterator[Item]:
-        """The stream of real items from the current position on."""
         counters, training = self.state.counters, self.profile.training
         sampler = InfiniteSampler(
             len(self.dataset),
@@ -229,7 +222,10 @@ class Trainer:
             stream=counters.stream,
         )
         on_gpu = self.world.device.type == "cuda"
-        return batches(self.dataset, sampler, workers=training.workers, pin_memory=on_gpu)
+        self.batches = batches(self.dataset, sampler, workers=training.workers, pin_memory=on_gpu)
+        self._begin_tick()
+        total = None if training.max_minutes is not None else self.total
+        self.progress.start("Training", total, "images", done=counters.nimg)
 
     # ---------------------------------------------------------------------------------------------------------- upkeep
 
@@ -244,7 +240,7 @@ class Trainer:
         counters.tick_nimg = counters.nimg
         moments = self._report()
         if counters.tick % CHECK_TICKS == 0:
-            self.world.require_equal(state.shared_tensors())
+            state.require_equal(self.world)
         steps = moments["Grad_bad_steps"]
         reading = TickReading(
             counters.nimg,
@@ -283,7 +279,8 @@ class Trainer:
         seconds = max(time.perf_counter() - self.tick_began, 1e-9)
         statistics.report("Timing/images_per_second", (counters.nimg - self.tick_first_nimg) / seconds)
         statistics.report("Timing/total_seconds", self.clock.seconds)
-        statistics.report("Resources/cpu_mem_gb", peak_memory_gb())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB of main memory
+        statistics.report("Resources/cpu_mem_gb", peak / 2**20)
         if self.world.device.type == "cuda":
             statistics.report("Resources/peak_gpu_mem_gb", torch.cuda.max_memory_allocated() / 2**30)
             torch.cuda.reset_peak_memory_stats()
@@ -306,9 +303,8 @@ class Trainer:
             self.checkpoint = path
             self.clock.save()
             best = self.run.best()
-            keep = [folder / checkpoint_name(nimg) for nimg in self.state.monitor.kept()]
-            if best is not None:
-                keep.append(best.path)
+            keep = [best.path] if best else []
+            keep += [folder / checkpoint_name(nimg) for nimg in self.state.monitor.kept()]
             prune_checkpoints(folder, keep_last=config.keep_last, keep=keep, keep_every_kimg=config.keep_every_kimg)
             self.log_event("checkpoint", path=path.name)
         self.world.barrier()
@@ -338,29 +334,30 @@ class Trainer:
         Raises:
             DivergenceError: too many attempts.
         """
-        trigger, rollback = None, None
+        verdict: tuple[str, dict[str, Any] | None] | None = None  # the criterion and the rollback
         if self.world.is_main:
             trigger = self.state.monitor.observe(reading)
             if trigger is not None:
-                rollback = self.recovery.decide(trigger, self.state.monitor.memory.candidates)
-        criterion = self.world.share(None if trigger is None else trigger.criterion)
-        if criterion is None:
+                decided = self.recovery.decide(trigger, self.state.monitor.memory.candidates)
+                verdict = (trigger.criterion, None if decided is None else asdict(decided))
+        verdict = self.world.share(verdict)
+        if verdict is None:
             return False
-        decided = self.world.share(None if rollback is None else asdict(rollback))
+        criterion, values = verdict
         what = f"Training diverged at {reading.nimg / 1000:g} thousand images ({criterion})"
-        if decided is None:
+        if values is None:
             self.log_event("gave up", criterion=criterion)
             kept = f" Run '{self.run.name}' still has the checkpoints from before." if self.run.checkpoints() else ""
             raise DivergenceError(
                 f"{what} and going back did not help; {self.recovery.path} tells what was tried.{kept} "
                 "A narrower camera prior, a larger loss.gamma or lower learning rates make training more stable."
             )
-        rollback = Rollback(**decided)
+        rollback = Rollback(**values)
         lower = f" with learning rates times {rollback.learning_rate:g}" if rollback.learning_rate < 1 else ""
         self.progress.note(
             f"{what}; going back to {rollback.source / 1000:g} thousand images{lower}, attempt {rollback.attempt}."
         )
-        self.log_event("rollback", **{key: value for key, value in decided.items() if key != "nimg"})
+        self.log_event("rollback", **{key: value for key, value in values.items() if key != "nimg"})
         self._roll_back(rollback)
         return True
 
@@ -406,8 +403,3 @@ class Clock:
         """Write the time into the run folder."""
         with best_effort("The time a run took"):
             write_json(self.path, {"seconds": self.seconds})
-
-
-def peak_memory_gb() -> float:
-    """Largest amount of main memory this process has used so far, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
