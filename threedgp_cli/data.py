@@ -24,7 +24,7 @@ from threedgp_cli.console import (
 if TYPE_CHECKING:
     from threedgp.config.workspace import DatasetFolder
     from threedgp.data.check import CheckReport
-    from threedgp.data.stage import Policy, StageReport
+    from threedgp.data.stage import Policy, Stage
 
 app = typer.Typer(
     help="Turn a folder of photos into a training set: select, depth, merge, resize, embed, check.",
@@ -357,23 +357,22 @@ def _newest_set(folder: DatasetFolder, size: int | None) -> Path:
     return max((folder.resized(side) for side in sizes), key=lambda path: path.stat().st_mtime)
 
 
-def _show_report(report: StageReport, verb: str, json_output: bool) -> None:
+def _show_report(report: Stage, verb: str, json_output: bool) -> None:
     if json_output:
         print_json(report.as_json())
     say(f"{report.images} images of {report.source} {verb} in {report.output}", json_output=json_output)
     if report.skipped:
-        say(f"{len(report.skipped)} broken files skipped; reasons in {_manifest(report)}", json_output=json_output)
+        say(
+            f"{len(report.skipped)} broken files skipped; reasons in {report.output / report.manifest}",
+            json_output=json_output,
+        )
     if report.dropped:
-        say(f"{len(report.dropped)} files left out; reasons in {_manifest(report)}", json_output=json_output)
+        say(
+            f"{len(report.dropped)} files left out; reasons in {report.output / report.manifest}",
+            json_output=json_output,
+        )
     if "zip" in report.extra:
         say(f"Packed into {report.extra['zip']}", json_output=json_output)
-
-
-def _manifest(report: StageReport) -> Path:
-    name = "manifest.json"
-    if "embeddings" in report.extra:
-        name = Path(report.extra["embeddings"]).stem + "_manifest.json"
-    return report.output / name
 
 
 def _show_check(report: CheckReport, json_output: bool) -> None:

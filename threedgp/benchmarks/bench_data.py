@@ -128,7 +128,9 @@ def _bench_resize(photos: Path, output: Path, size: int, jobs: int, count: int, 
         resize(photos, output / ("fast" if fast else "exact"), ResizeSettings(size, fast=fast), jobs=jobs)
 
     list(parallel(abs, range(2 * jobs), jobs=jobs))  # start the workers before any clock
-    ways = {"plain": plain, "resize": partial(ours, False), "resize --fast": partial(ours, True)}
+    ways: dict[str, Callable[[], None]] = {
+        "plain": plain, "resize": partial(ours, False), "resize --fast": partial(ours, True),
+    }  # fmt: skip
     best = dict.fromkeys(ways, 0.0)
     for _ in range(repeats):
         shutil.rmtree(output, ignore_errors=True)
@@ -154,11 +156,11 @@ def _bench_others(
     for path in photos.iterdir():
         write_depth(root / "depth" / f"{path.stem}_depth.png", (y * 80 + x * 60).astype(np.uint16))
     for workers in jobs:
-        rates = []
+        work, best = partial(merge, photos, root / "depth", root / "merged", jobs=workers), 0.0
         for _ in range(repeats):
-            rates.append(_rate(lambda n=workers: merge(photos, root / "depth", root / "merged", jobs=n), count))
+            best = max(best, _rate(work, count))
             shutil.rmtree(root / "merged")
-        yield Timing("merge", photos.name, workers, max(rates))
+        yield Timing("merge", photos.name, workers, best)
     few = root / "few"
     few.mkdir()
     for path in sorted(photos.iterdir())[:FEW]:

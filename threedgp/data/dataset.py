@@ -39,7 +39,7 @@ class Item(NamedTuple):
     label: torch.Tensor
     camera_angles: torch.Tensor
     embedding: torch.Tensor
-    index: torch.Tensor
+    index: torch.Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks
 
 
 def collate(items: list[Item]) -> Item:
@@ -143,8 +143,9 @@ class TrainingSet(torch.utils.data.Dataset):
 
     def require_finite_embeddings(self) -> None:
         """Read all embeddings once. Raises `DataError` naming pictures with NaN or Inf."""
-        bad = self.embeddings.non_finite() if self.embeddings is not None else []
-        used = set(self.names).intersection(bad)
+        if self.embeddings is None:
+            return
+        used = set(self.names).intersection(self.embeddings.non_finite())
         if used:
             raise DataError(
                 f"{self.embeddings.path} holds NaN or Inf for {_some(sorted(used))}. Delete it and run 3dgp data embed."

@@ -15,7 +15,7 @@ from threedgp.data.ahead import map_ahead
 from threedgp.data.images import decode_image, encode_depth, write_image
 from threedgp.data.journal import Job, Made, Outcome, Recorder
 from threedgp.data.source import depth_name_of, open_source
-from threedgp.data.stage import Policy, Stage, StageReport
+from threedgp.data.stage import Policy, Stage
 from threedgp.errors import DataError, ThreeDGPError, UsageError
 from threedgp.progress import bar
 
@@ -46,7 +46,7 @@ def run_depth(
     batch_size: int = 8,
     colormap: bool = False,
     **policy: Unpack[Policy],
-) -> StageReport:
+) -> Stage:
     """Estimate depth for every photo of a folder or zip.
 
     Values are scaled to 0 (near) .. 60000 (farthest pixel) per photo. Maps whose photo has not changed are kept.

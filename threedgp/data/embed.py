@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from threedgp.data.features import compute_features, find_or_build
 from threedgp.data.source import open_source
-from threedgp.data.stage import Stage, StageReport
+from threedgp.data.stage import Policy, Stage
 from threedgp.errors import UsageError
 from threedgp.pretrained.names import canonical_name
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.progress import NULL_PROGRESS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def embeddings_path(output: Path | str, model: str) -> Path:
@@ -28,11 +31,8 @@ def run_embed(
     allow_unverified: bool = False,
     device: str | None = None,
     batch_size: int = 32,
-    jobs: int | None = None,
-    on_error: Literal["skip", "fail"] = "skip",
-    max_errors: float | None = None,
-    progress: Progress = NULL_PROGRESS,
-) -> StageReport:
+    **policy: Unpack[Policy],
+) -> Stage:
     """Write `<model>.memmap`, `<model>_desc.json` and `<model>_manifest.json` for all images of a folder or zip.
 
     Nothing is computed if the files are there and the images have not changed. A killed run continues.
@@ -42,7 +42,6 @@ def run_embed(
         output: folder of the embeddings; may lie inside the set.
         model: "resnet50" (weights resnet50.ram_in1k), "tf_efficientnet_lite0" (offline), "inception" or a timm model.
         batch_size: images at a time; rows may differ in the last digits between batch sizes.
-        jobs: threads that read and decode; None takes one a core.
 
     Raises:
         UsageError: unknown model.
@@ -54,10 +53,10 @@ def run_embed(
     images, path = open_source(source), embeddings_path(output, model)
     found = find_or_build(
         images, path, model, weights, device=device, download=download, allow_unverified=allow_unverified,
-        progress=progress,
+        progress=policy.get("progress", NULL_PROGRESS),
     )  # fmt: skip
     manifest = f"{path.stem}_manifest.json"
-    stage = Stage("embed", images, Path(output), {}, on_error, max_errors, jobs, progress=progress, manifest=manifest)
+    stage = Stage("embed", images, Path(output), {}, **policy, manifest=manifest)
     stage.claim()
     stage.skip_problems()
     label = f"Embedding with {canonical_name(model)}"

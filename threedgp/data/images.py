@@ -1,8 +1,9 @@
 """Pictures on disk: find them in a folder or zip, decode them safely to one meaning, write them whole or not at all.
 
 Every stage, the training loader and the metrics read through this file, so that an image, its depth map and its
-embedding always describe the same pixels: first frame, EXIF orientation applied, 8-bit RGB, alpha over white.
-Imports stay at Pillow and NumPy because each worker process of a stage pays for them.
+embedding always describe the same pixels: first frame, EXIF orientation applied, 8-bit RGB, alpha over white. What
+cannot be read raises `DataError` with the reason only, because the caller knows the name. Imports stay at Pillow and
+NumPy because each worker process of a stage pays for them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from threedgp.errors import DataError
 from threedgp.files import atomic_open
@@ -70,8 +73,7 @@ def open_image(data: bytes, background: tuple[int, int, int] = WHITE, reduce: in
             the value 1 decode all pixels.
 
     Raises:
-        DataError: with the reason only (the caller knows the name): empty, not a picture, cut off, too large, or
-            with floating-point pixels.
+        DataError: empty, not a picture, cut off, too large, or with floating-point pixels.
     """
     try:
         with _reasons(data), _open(data) as image:
@@ -98,22 +100,18 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Size and pixel format from the beginning of a file (PNG and JPEG need not be whole).
-
-    Raises:
-        DataError: with the reason only.
-    """
+    """Size and pixel format from the beginning of a file (PNG and JPEG need not be whole)."""
     with _reasons(data), _open(data) as image:
         return Header(*_upright_size(image, data), image.mode)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the upright picture, from its header alone. Raises `DataError` with the reason."""
+    """(height, width) of the upright picture, from its header alone."""
     return read_header(data)[:2]
 
 
 def verify_checksums(data: bytes) -> None:
-    """Compare the checksums inside a PNG, which decoding does not do. Raises `DataError` when one is wrong."""
+    """Compare the checksums inside a PNG, which decoding does not do."""
     with _reasons(data), _open(data) as image:
         image.verify()
 
@@ -126,9 +124,6 @@ def decode_depth(data: bytes, *, first_channel: bool = False) -> np.ndarray:
     Args:
         data: the whole file.
         first_channel: take the first channel of a colour picture instead of refusing it.
-
-    Raises:
-        DataError: with the reason only.
     """
     with _reasons(data):
         if data.startswith(b"\x93NUMPY"):
@@ -142,11 +137,7 @@ def decode_depth(data: bytes, *, first_channel: bool = False) -> np.ndarray:
 
 
 def decode_usable_depth(data: bytes) -> np.ndarray:
-    """`decode_depth`, for a map that is going to be trained on: one that says the same everywhere says nothing.
-
-    Raises:
-        DataError: with the reason only.
-    """
+    """`decode_depth`, for a map that is going to be trained on: one that says the same everywhere says nothing."""
     depth = decode_depth(data)
     if depth.size > 1 and depth.min() == depth.max():
         raise DataError(f"all its pixels are {depth.flat[0]}, so it holds no depth; make it again")
@@ -202,7 +193,7 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise DataError(_reason(error)) from None
 
 
-def _open(data: bytes, formats: tuple[str, ...] = READ_FORMATS) -> Image.Image:
+def _open(data: bytes, formats: tuple[str, ...] = READ_FORMATS) -> ImageFile:
     image = Image.open(io.BytesIO(data), formats=formats)
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
@@ -218,26 +209,32 @@ def _orientation(image: Image.Image) -> int:
     return value if value in ORIENTATIONS else 1
 
 
+def _tag(image: Image.Image, number: int, default: Any) -> Any:
+    """A value from the header of a TIFF."""
+    return image.tag_v2.get(number, default) if isinstance(image, TiffImageFile) else default
+
+
 def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
     """(height, width) after turning, without decoding the pixels where that can be avoided."""
     width, height = image.size
     if image.format == "TIFF":  # some versions of Pillow exchange the sides when they open it, some when they load it
-        width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_LENGTH]
-        orientation = image.tag_v2.get(ORIENTATION_TAG, 1)
+        width, height = _tag(image, TIFF_WIDTH, width), _tag(image, TIFF_LENGTH, height)
+        orientation = _tag(image, ORIENTATION_TAG, 1)
         return (width, height) if orientation in ORIENTATIONS and orientation >= 5 else (height, width)
     if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
         image.load()
     return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
-def _to_rgb(image: Image.Image, data: bytes, background: tuple[int, int, int]) -> Image.Image:
+def _to_rgb(picture: ImageFile, data: bytes, background: tuple[int, int, int]) -> Image.Image:
     """The first frame as 8-bit RGB, not yet rotated."""
-    raw_mode = _raw_mode(image)
-    image.load()
+    raw_mode = _raw_mode(picture)
+    picture.load()
+    image: Image.Image = picture
     mode = image.mode
     if ";16" in raw_mode and mode in ("RGB", "RGBA"):
         image = _from_sixteen_bit_colour(image, data, raw_mode, background)
-    elif image.format == "TIFF" and max(image.tag_v2.get(TIFF_BITS, (8,))) > 8 and image.tag_v2.get(TIFF_PLANAR) == 2:
+    elif max(_tag(image, TIFF_BITS, (8,))) > 8 and _tag(image, TIFF_PLANAR, 1) == 2:
         raise DataError("its colours of 16 bits lie in planes apart, which is not supported; save it with 8 bits")
     elif mode.startswith("I"):
         grey = _sixteen_bit(image)
@@ -275,7 +272,7 @@ def _only_the_end_is_missing(data: bytes) -> bool:
     return pixels[0] == pixels[1]
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: ImageFile) -> str:
     """How the file packs its pixels ('RGB;16B' and so on); Pillow forgets this once the image is loaded."""
     arguments = image.tile[0][3] if image.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
@@ -296,7 +293,7 @@ def _from_sixteen_bit_colour(
         for codec, box, offset, arguments in low.tile:
             new = raw_mode[:-1] + swapped
             tiles.append((codec, box, offset, (new, *arguments[1:]) if isinstance(arguments, tuple) else new))
-        low.tile = tiles
+        low.tile = tiles  # type: ignore[assignment]  # a named tuple since Pillow 11
         low.load()
         result, low_bytes = np.array(high), np.asarray(low)
     key = high.info.get("transparency")
@@ -320,7 +317,8 @@ def _through_profile(image: Image.Image) -> Image.Image:
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            made = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return made or image.convert("RGB")
         except (ImageCms.PyCMSError, OSError):
             pass  # a profile for other colours than the picture has: fall back to the plain formula
     return image.convert("RGB")
@@ -329,7 +327,7 @@ def _through_profile(image: Image.Image) -> Image.Image:
 def _sixteen_bit(image: Image.Image) -> np.ndarray:
     """Integer pixels of Pillow's modes I;16*, I as uint16 [H, W]; refuses values that need more than 16 bits."""
     values = np.array(image)
-    if image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
+    if _tag(image, TIFF_PHOTOMETRIC, 1) == 0:
         values = 65535 - values  # 0 is white; Pillow only turns 8 bits round
     if values.dtype.kind == "i" and values.size and (values.min() < 0 or values.max() > 65535):
         raise DataError("its values need more than 16 bits; save it with 8 or 16 bits")

@@ -51,9 +51,10 @@ def log_likelihood(
         scale = _scale(variance, reg_covar, num, dim)
         distance = num * (left**2) @ (variance * scale)
     else:
-        triangle = np.zeros((0, dim))
+        triangle: np.ndarray = np.zeros((0, dim))
         for index in blocks:  # the triangle of a QR has the singular values and right vectors of all rows so far
-            triangle = np.linalg.qr(np.vstack([triangle, features[index].astype(np.float64) - mean]), mode="r")
+            rows_so_far = np.vstack([triangle, features[index].astype(np.float64) - mean])
+            triangle = np.asarray(np.linalg.qr(rows_so_far, mode="r"))
         _, singular, right = np.linalg.svd(triangle, full_matrices=False)
         variance = singular**2 / num
         scale = _scale(variance, reg_covar, num, dim)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -87,11 +86,13 @@ class _Packed:
         return Item(*[field.pin_memory() for field in self.open()])
 
 
-def _packed(items: list[Item | DataError]) -> Any:
+def _packed(items: list[Item | DataError]) -> Item | DataError | _Packed:
+    good = []
     for item in items:
         if isinstance(item, DataError):
             return item
-    batch = collate(items)
+        good.append(item)
+    batch = collate(good)
     return batch if torch.utils.data.get_worker_info() is None else _Packed(batch)
 
 

@@ -26,7 +26,7 @@ from threedgp.data.source import (
     require_finished,
     stem_of,
 )
-from threedgp.data.stage import Policy, Stage, StageReport
+from threedgp.data.stage import Policy, Stage
 from threedgp.errors import DataError, UsageError
 from threedgp.files import write_json
 from threedgp.pretrained.disparity import depth_of_disparity, quantize
@@ -50,7 +50,7 @@ def merge(
     *,
     depth_is: DepthIs = "far-large",
     **policy: Unpack[Policy],
-) -> StageReport:
+) -> Stage:
     """Write each photo under its own name and its depth map as 16-bit `<stem>_depth.png` into `output`.
 
     Args:

@@ -21,7 +21,7 @@ from threedgp.data.images import encode_depth, encode_image, image_size, open_im
 from threedgp.data.journal import Job, LeftOutError, Recorder
 from threedgp.data.labels import CLASSES_JSON, DATASET_JSON, Labels, choose_labels
 from threedgp.data.source import DEPTH_ENDING, depth_name_of, open_source, stem_of
-from threedgp.data.stage import Policy, Stage, StageReport
+from threedgp.data.stage import Policy, Stage
 from threedgp.errors import UsageError
 from threedgp.files import atomic_path, write_json
 from threedgp.progress import NULL_PROGRESS, Progress, bar
@@ -68,7 +68,7 @@ def resize(
     classes: list[str] | None = None,
     pack: bool = False,
     **policy: Unpack[Policy],
-) -> StageReport:
+) -> Stage:
     """Write every image of a folder or zip as `settings.size` squares, its depth map too, and the labels.
 
     If any image of the source has a depth map, images without one are skipped as broken: training needs pairs.

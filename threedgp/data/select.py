@@ -25,7 +25,7 @@ from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
 from threedgp.data.montage import COLUMNS, draw_montage
 from threedgp.data.source import MAX_NAME_BYTES, FolderSource, ImageSource, class_of, depth_name_of, open_source
-from threedgp.data.stage import Policy, Stage, StageReport
+from threedgp.data.stage import Policy, Stage
 from threedgp.errors import DataError, UsageError
 from threedgp.files import atomic_path, best_effort, write_json
 from threedgp.pretrained.names import INCEPTION_NAME, canonical_name
@@ -76,7 +76,7 @@ def run_select(
     link: Link = "copy",
     montage: bool = True,
     **policy: Unpack[Policy],
-) -> StageReport:
+) -> Stage:
     """Copy (or link) the most typical photos of `source` to `target` under the same names.
 
     Writes `scores.csv` (path, class, log-likelihood, rank, kept) and `manifest.json` into `target`, and one picture a

@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
 DEPTH_ENDING = "_depth.png"
-DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy"})
+DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 MANIFEST = "manifest.json"
 DATASET_JSON = "dataset.json"
 OWN_NAMES = frozenset({MANIFEST, DATASET_JSON, "classes.json", "scores.csv"})  # in a stage's output
@@ -36,17 +36,15 @@ def is_depth_name(name: str) -> bool:
     return name.endswith(DEPTH_ENDING)
 
 
-def is_other_depth_name(name: str) -> bool:
-    """True for a depth map that merge has to bring into that form: `<stem>_depth.tif`, `<stem>_DEPTH.PNG`, ..."""
-    path = PurePosixPath(name)
-    return not is_depth_name(name) and path.suffix.lower() in DEPTH_SUFFIXES and path.stem.lower().endswith("_depth")
-
-
 def is_image_name(name: str) -> bool:
-    """True for a name that discovery takes for an image: a known extension in any case, no dot in front."""
-    base = name.rsplit("/", 1)[-1]
-    known = PurePosixPath(base).suffix.lower() in IMAGE_SUFFIXES and not base.startswith(".")
-    return known and not is_depth_name(base) and not is_other_depth_name(base)
+    """True for a name that discovery takes for an image: a known extension in any case, no dot in front.
+
+    Depth maps are none, in whatever form merge knows (`<stem>_depth.tif`, `<stem>_DEPTH.PNG`).
+    """
+    path = PurePosixPath(name)
+    suffix = path.suffix.lower()
+    is_depth = suffix in DEPTH_SUFFIXES and path.stem.lower().endswith("_depth")
+    return suffix in IMAGE_SUFFIXES and not path.name.startswith(".") and not is_depth
 
 
 def stem_of(name: str) -> str:
@@ -67,15 +65,6 @@ def refused_names(names: list[str]) -> dict[str, str]:
         for name in names
         if (first := owner.setdefault(stem_of(name), name)) != name
     }
-
-
-def name_problem(name: str) -> str | None:
-    """Why no stage could write the files that belong to this image, or None."""
-    if class_of(name) in OWN_NAMES:
-        return f"its folder is called {class_of(name)} like a file that the stages write; rename the folder"
-    if len(PurePosixPath(depth_name_of(name)).name.encode()) > MAX_NAME_BYTES:
-        return "its name is too long for a depth map beside it; shorten it"
-    return None
 
 
 def class_of(name: str) -> str | None:
@@ -130,8 +119,12 @@ class ImageSource:
                 self.depth_names.append(name)
             elif not is_image_name(name):
                 self.left_out.append(name)
-            elif reason := name_problem(name):
-                self.problems[name] = reason
+            elif class_of(name) in OWN_NAMES:
+                self.problems[name] = (
+                    f"its folder is called {class_of(name)} like a file that the stages write; rename the folder"
+                )
+            elif len(depth_name_of(name).rsplit("/", 1)[-1].encode()) > MAX_NAME_BYTES:
+                self.problems[name] = "its name is too long for a depth map beside it; shorten it"
             else:
                 self.names.append(name)
 

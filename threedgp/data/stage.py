@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from filelock import FileLock, Timeout
 
@@ -31,6 +31,9 @@ from threedgp.data.workers import Backend, parallel
 from threedgp.errors import DataError, UsageError
 from threedgp.files import TEMPORARY_MARK, read_json, write_json
 from threedgp.progress import NULL_PROGRESS, Progress, bar
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MAX_ERRORS = 0.01
 FREE_ERRORS = 10  # a small set may have this many broken files before the default share counts
@@ -57,23 +60,6 @@ class Policy(TypedDict, total=False):
 
 
 @dataclass
-class StageReport:
-    """What a stage did: the content of its manifest that people want to see."""
-
-    stage: str
-    source: Path
-    output: Path
-    images: int
-    skipped: dict[str, str]
-    dropped: dict[str, str]
-    extra: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
-        return {**self.__dict__, "source": str(self.source), "output": str(self.output)}
-
-
-@dataclass
 class Stage:
     """The bookkeeping of one run of one stage; make it with `Stage.begin`, end it with `finish`.
 
@@ -87,7 +73,6 @@ class Stage:
         files: {target: source} of finished files, both relative.
         skipped: {path: reason} of broken files. dropped: {path: reason} of files left out on request.
         extra: further entries for the manifest.
-        read: what the source held, see `listing`.
     """
 
     name: str
@@ -96,24 +81,29 @@ class Stage:
     arguments: dict[str, Any]
     on_error: Literal["skip", "fail"] = "skip"
     max_errors: float | None = None
+    overwrite: bool = False
     jobs: int | None = None
     backend: Backend = "loky"
     progress: Progress = NULL_PROGRESS
     manifest: str = MANIFEST
-    resume: bool = False
-    images: int = 0
-    files: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    read: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.source = self.found.root
-        self.journal = Journal(self.output)
+        self.read = listing(self.found)
+        self.journal, self.resume = Journal(self.output), False
+        self.images = 0
+        self.files: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
+        self.dropped: dict[str, str] = {}
+        self.extra: dict[str, Any] = {}
         # One lock a process: a run that failed may be tried again by the same process.
         path = self.output.absolute() / f".{Path(self.manifest).stem}.lock"
         self._lock = FileLock(path, is_singleton=True, thread_local=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """What people want to see of a finished stage, as plain values for `--json`."""
+        counts = {"images": self.images, "skipped": self.skipped, "dropped": self.dropped, "extra": self.extra}
+        return {"stage": self.name, "source": str(self.source), "output": str(self.output), **counts}
 
     def claim(self) -> None:
         """Keep other processes out of the output until `finish`, or until this process ends, however it ends.
@@ -138,9 +128,7 @@ class Stage:
         found: ImageSource,
         output: Path | str,
         arguments: dict[str, Any],
-        *,
-        overwrite: bool = False,
-        **policy: Any,
+        **policy: Unpack[Policy],
     ) -> Stage:
         """Claim the output folder and note what is going to be done there; see `Policy` for the arguments.
 
@@ -149,14 +137,14 @@ class Stage:
         """
         output = Path(output)
         arguments = json.loads(json.dumps(arguments))  # as it will be read back: tuples become lists
-        stage = cls(name, found, output, arguments, **policy, read=listing(found))
+        stage = cls(name, found, output, arguments, **policy)
         root, target = stage.source.resolve(), output.resolve()
         if target == root or root in target.parents:
             raise UsageError(f"The output {output} lies in the source {root}. Choose a folder beside it with -o.")
         for sentence in outdated(stage.source):
             stage.progress.note(sentence)
         stage.claim()
-        stage.resume = stage._same_arguments(overwrite)
+        stage.resume = stage._same_arguments()
         remove_leftovers(output)
         before = stage._written_before()
         if stage.resume:
@@ -234,7 +222,7 @@ class Stage:
             self.progress.note(f"more files are skipped; all are listed in {self.output / self.manifest}")
         self.progress.advance()
 
-    def finish(self, *, prune_stale: bool = True, total: int | None = None) -> StageReport:
+    def finish(self, *, prune_stale: bool = True, total: int | None = None) -> Stage:
         """Write the manifest and judge the number of broken files.
 
         Args:
@@ -266,7 +254,7 @@ class Stage:
                 f"{len(self.skipped)} of {total} files were broken (first: {name}: {reason}); the others are done. "
                 f"See {self.output / self.manifest}, or allow more with --max-errors."
             )
-        return StageReport(self.name, self.source, self.output, self.images, self.skipped, self.dropped, self.extra)
+        return self
 
     def _tell_foreign_files(self) -> None:
         """Pictures that somebody else put into the output stay there, and are said to."""
@@ -300,7 +288,7 @@ class Stage:
         files = content.get("files") if isinstance(content, dict) else None
         return {str(target): str(source) for target, source in files.items()} if isinstance(files, dict) else {}
 
-    def _same_arguments(self, overwrite: bool) -> bool:
+    def _same_arguments(self) -> bool:
         if not any(entry for entry in self.output.iterdir() if not entry.name.startswith(".")):
             return False
         if not (self.output / MANIFEST).exists():
@@ -314,7 +302,7 @@ class Stage:
         mine = self._manifest(complete=False)
         if all(before.get(key) == mine[key] for key in ("source", "arguments")):
             return True
-        if overwrite:
+        if self.overwrite:
             return False
         old = {"source": before.get("source"), **(before.get("arguments") or {})}
         new = {"source": mine["source"], **self.arguments}
