@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from threedgp_cli.console import say, show, show_note, stdout, table
+from threedgp_cli.console import SetOption, say, show, show_note, stdout, table
 
 if TYPE_CHECKING:
+    from threedgp.config.workspace import Workspace
+    from threedgp.runs.report import Fact
     from threedgp.runs.run import Run
 
 EXTRACTOR = "tf_efficientnet_lite0"
@@ -71,11 +73,10 @@ class Steps:
 
 
 def demo(
+    context: typer.Context,
     minutes: Annotated[float, typer.Option("--minutes", min=0.5, help="Time for everything; more looks better.")] = 9.5,
     out: Annotated[Path, typer.Option("--out", help="Workspace to make.")] = Path("3dgp-demo"),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the demo's profile: key.path=value. Can be repeated.")
-    ] = None,
+    overrides: SetOption = None,
     images: Annotated[int, typer.Option("--images", min=64, help="Images of the demo set.")] = 2048,
 ) -> None:
     """Go the whole way on a small embedded set: data, training, scores, video, mesh, report.
@@ -96,7 +97,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     os.environ[ENVIRONMENT_VARIABLE] = str(out.resolve())
     place = Workspace(out)
-    step = Steps(_root_app())
+    step = Steps(context.find_root().command)
     if not torch.cuda.is_available():
         native.available()  # compiled before the time for training is worked out
 
@@ -117,118 +118,79 @@ def demo(
     step.optional("eval", "fid", RUN, "--n", str(SCORED), "--extractor", EXTRACTOR)
     step.optional("eval", "nfs", RUN, "--n", "64")
     step.optional("eval", "classes", RUN, "--n", "512")
-    renders = _render(step, place)
-    page = _report(run, place, renders, step)
-    _summary(run, renders, page, step.seconds)
+    renders = _render(step, place.renders)
+    facts = _facts(run)
+    page = _report(run, place, facts, renders, step)
+    stdout.print()
+    show(table("What was learned", ["", "", ""], [(fact.name, fact.value, fact.note) for fact in facts], right=(1,)))
+    say(f"\nIt took {step.seconds / 60:.1f} minutes. Open {page} in a browser.")
+    for path, caption in renders.items():
+        say(f"  {caption}: {path}")
 
 
-def _root_app() -> Any:
-    from threedgp_cli.main import app
-
-    return app
-
-
-def _render(step: Steps, place: Any) -> dict[str, Path]:
-    folder = place.renders
-    paths = {
-        "video": folder / "demo.mp4",
-        "turned": folder / "demo-grid.png",
-        "mesh": folder / "demo-mesh.glb",
-    }
+def _render(step: Steps, folder: Path) -> dict[Path, str]:
+    """Make the pictures; returns what became of it, with captions."""
+    video, grid, mesh = folder / "demo.mp4", folder / "demo-grid.png", folder / "demo-mesh.glb"
     classes = ("--classes", "0-7")
     step.optional(
         "render", "video", RUN, "--trajectory", "front_circle", "--seeds", "0", *classes, "--show", "both",
-        "--size", "96", "--set", "num_frames=48", "--fps", "18", "--out", str(paths["video"]),
+        "--size", "96", "--set", "num_frames=48", "--fps", "18", "--out", str(video),
     )  # fmt: skip
     step.optional(
-        "render", "grid", RUN, "--trajectory", "points", "--seeds", "0-1", *classes, "--size", "96",
-        "--out", str(paths["turned"]),
-    )  # fmt: skip
-    step.optional(
-        "render", "mesh", RUN, "--seeds", "0", "--classes", "0", "--resolution", "96", "--out", str(paths["mesh"])
+        "render", "grid", RUN, "--trajectory", "points", "--seeds", "0-1", *classes, "--size", "96", "--out", str(grid)
     )
-    return {name: path for name, path in paths.items() if path.is_file()}
+    step.optional("render", "mesh", RUN, "--seeds", "0", "--classes", "0", "--resolution", "96", "--out", str(mesh))
+    captions = {
+        video: "a sample of each class, colour beside depth, turning",
+        grid: "two samples of each class, from three sides",
+        mesh: "a mesh taken out of the density",
+    }
+    return {path: caption for path, caption in captions.items() if path.is_file()}
 
 
-def _values(run: Run) -> dict[str, float]:
-    """The newest value of every result of the run's newest scored checkpoint, and the untrained distance."""
-    values: dict[str, float] = {}
-    for line in run.metrics():
-        if line.get("checkpoint") == "000000000":
-            values |= {f"untrained {name}": value for name, value in line["results"].items()}
-        else:
-            values |= line["results"]
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _facts(run: Run) -> list[Any]:
+def _facts(run: Run) -> list[Fact]:
+    """The newest value of every score, beside what an untrained or flat model would get."""
     from threedgp.runs.report import Fact
 
-    values = _values(run)
+    values: dict[str, float] = {}
+    for line in run.metrics():
+        prefix = "untrained " if line.get("checkpoint") == "000000000" else ""
+        values |= {f"{prefix}{name}": value for name, value in line["results"].items() if value is not None}
 
-    def percent(name: str) -> str:
-        return f"{100 * values[name]:.0f} %" if name in values else "-"
+    def newest(name: str) -> float | None:
+        """The value of this name, or of the first name that begins so if an underscore ends it."""
+        return next((values[n] for n in values if n == name or (name.endswith("_") and n.startswith(name))), None)
 
-    distance = next((value for name, value in values.items() if name.startswith("fd_efflite0_")), None)
-    before = next((value for name, value in values.items() if name.startswith("untrained fd_")), None)
-    flat = next((value for name, value in values.items() if name == "nfs64"), None)
-    chance = 100 / max(run.profile.data.num_classes, 1)
+    def fact(label: str, name: str, form: str, note: str, beside: str = "") -> Fact:
+        found, other = newest(name), newest(beside)
+        if beside:
+            note = "" if other is None else f"{note}{other:{form}}"
+        return Fact("-" if found is None else f"{found:{form}}", label, note)
+
+    chance = 1 / max(run.profile.data.num_classes, 1)
     return [
-        Fact(
-            percent("class_accuracy"), "generated images recognised", f"chance {chance:.1f} %, as the class asked for"
-        ),
-        Fact(percent("class_accuracy_turned"), "recognised after a turn", "of 0.4 radians to either side"),
-        Fact(
-            "-" if distance is None else f"{distance:.0f}",
-            "Frechet distance (efficientnet_lite0)",
-            "" if before is None else f"untrained: {before:.0f}",
-        ),
-        Fact("-" if flat is None else f"{flat:.1f}", "non-flatness score", "flat would be 1.0, all depths equal 64"),
-        Fact(
-            f"{values['class_depth']:.2f}" if "class_depth" in values else "-",
-            "depth correlation with the class",
-            f"one depth for all: {values['class_depth_flat']:.2f}" if "class_depth_flat" in values else "",
-        ),
+        fact("generated images recognised", "class_accuracy", ".0%", f"chance {chance:.1%}, as the class asked for"),
+        fact("recognised after a turn", "class_accuracy_turned", ".0%", "of 0.4 radians to either side"),
+        fact("Frechet distance (efficientnet_lite0)", "fd_efflite0_", ".0f", "untrained: ", "untrained fd_"),
+        fact("non-flatness score", "nfs64", ".1f", "flat would be 1.0, all depths equal 64"),
+        fact("depth correlation with the class", "class_depth", ".2f", "one depth for all: ", "class_depth_flat"),
     ]
 
 
-def _report(run: Run, place: Any, renders: dict[str, Path], step: Steps) -> Path:
+def _report(run: Run, place: Workspace, facts: list[Fact], renders: dict[Path, str], step: Steps) -> Path:
     from threedgp.runs.catalog import checkpoint_nimg
     from threedgp.runs.report import Picture, Report, write_report
 
-    seen = checkpoint_nimg(run.checkpoints()[-1])
-    captions = {
-        "video": "a sample of each class, colour beside depth, turning",
-        "turned": "two samples of each class, from three sides",
-        "mesh": "a mesh taken out of the density",
-    }
-    shown = {name: path.with_suffix(".png") if name == "mesh" else path for name, path in renders.items()}
-    pictures = [Picture(path, captions[name]) for name, path in shown.items() if path.is_file()]
+    shown = {path.with_suffix(".png") if path.suffix == ".glb" else path: text for path, text in renders.items()}
     report = Report(
         title="3DGP: learning 3D from flat pictures",
         summary=f"A 3D generator, trained on this machine from nothing in {step.seconds / 60:.0f} minutes. It saw "
-        f"{seen:,} pictures with unknown cameras and imperfect depth maps, and never a 3D shape.",
-        facts=_facts(run),
-        renders=pictures,
+        f"{checkpoint_nimg(run.checkpoints()[-1]):,} pictures with unknown cameras and imperfect depth maps, and never "
+        "a 3D shape.",
+        facts=facts,
+        renders=[Picture(path, caption) for path, caption in shown.items() if path.is_file()],
         data=[Picture(place.data / "demo" / "contact_sheet.png", "images, and their depth as an estimator gives it")],
         steps=step.taken,
         advice=ADVICE,
     )
     return write_report(run, report, place.root / "report.html")
-
-
-def _summary(run: Run, renders: dict[str, Path], page: Path, seconds: float) -> None:
-    stdout.print()
-    show(
-        table(
-            "What was learned", ["", "", ""], [(fact.name, fact.value, fact.note) for fact in _facts(run)], right=(1,)
-        )
-    )
-    say(f"\nIt took {seconds / 60:.1f} minutes. Open {page} in a browser.")
-    for name, path in renders.items():
-        say(f"  {name}: {path}")
-
-
-def register(app: typer.Typer, panel: str) -> None:
-    """Add the command to the executable."""
-    app.command(rich_help_panel=panel)(demo)

@@ -162,8 +162,3 @@ def _disk(workspace: Any) -> list[Finding]:
     if not os.access(root, os.W_OK):
         found.append(Finding("workspace", BAD, f"{root.resolve()} is not writable.", "Choose another: --workspace."))
     return found
-
-
-def register(app: typer.Typer, panel: str) -> None:
-    """Add the command to the executable."""
-    app.command(rich_help_panel=panel)(doctor)

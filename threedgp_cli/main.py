@@ -6,18 +6,8 @@ from typing import Annotated
 
 import typer
 
-from threedgp_cli import (
-    bench,
-    data,
-    demo,
-    doctor,
-    evaluate,
-    profiles,
-    render,
-    runs,
-    train,
-)
-from threedgp_cli.console import DATA_PANEL, HELP_PANEL, RESULT_PANEL, run_app
+from threedgp_cli import bench, data, demo, doctor, evaluate, profiles, render, runs, train
+from threedgp_cli.console import DATA_PANEL, HELP_PANEL, RESULT_PANEL, TRAIN_PANEL, run_app
 
 app = typer.Typer(
     name="3dgp",
@@ -29,15 +19,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Add --debug to any command for full tracebacks.",
 )
-demo.register(app, HELP_PANEL)
+app.command(rich_help_panel=HELP_PANEL)(demo.demo)
 app.add_typer(data.app, name="data", rich_help_panel=DATA_PANEL)
-train.register(app)
-runs.register(app)
+app.command(rich_help_panel=TRAIN_PANEL)(train.train)
+app.command(rich_help_panel=TRAIN_PANEL)(train.resume)
+app.command("import", rich_help_panel=TRAIN_PANEL)(runs.import_weights)
+app.add_typer(runs.app, name="runs", rich_help_panel=TRAIN_PANEL)
 app.add_typer(evaluate.app, name="eval", rich_help_panel=RESULT_PANEL)
 app.add_typer(render.app, name="render", rich_help_panel=RESULT_PANEL)
 app.add_typer(bench.app, name="bench", rich_help_panel=HELP_PANEL)
 app.add_typer(profiles.app, name="profiles", rich_help_panel=HELP_PANEL)
-doctor.register(app, HELP_PANEL)
+app.command(rich_help_panel=HELP_PANEL)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

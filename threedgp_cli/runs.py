@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from threedgp_cli.console import (
-    TRAIN_PANEL,
     JsonOption,
     SetOption,
     WorkspaceOption,
@@ -149,12 +148,6 @@ def import_weights(
         return
     say(f"Imported {', '.join(imported.networks)} of {snapshot} into the run {run.name} ({run.profile.model.kind}).")
     say(f"Render it with: 3dgp render video {run.name}")
-
-
-def register(root: typer.Typer) -> None:
-    """Add the commands to the executable."""
-    root.command("import", rich_help_panel=TRAIN_PANEL)(import_weights)
-    root.add_typer(app, name="runs", rich_help_panel=TRAIN_PANEL)
 
 
 def _progress(summary: Any) -> str:
