@@ -19,6 +19,7 @@ from threedgp.config.workspace import Workspace
 from threedgp.data.images import write_depth
 from threedgp.files import read_json_lines
 from threedgp.models.build import build_generator
+from threedgp.ops import native
 from threedgp.runs.checkpoint import save_checkpoint
 from threedgp.runs.run import Run
 from threedgp_cli.main import main
@@ -51,6 +52,7 @@ def run_eval(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
+    native.available()  # later, with an empty cache, they would be compiled again
     folder = tmp_path_factory.mktemp("workspace")
     profile = load_profile("tiny-cpu", SMALL)
     run = Run.create(Workspace.find(folder), profile)
@@ -77,8 +79,9 @@ def test_nfs_of_the_newest_run(workspace, run_eval):
     assert read_json_lines(workspace / "lines.jsonl")[-1]["results"] == line["results"]
 
 
-def test_several_processes_and_an_older_checkpoint(workspace, run_eval):
+def test_several_processes_and_an_older_checkpoint(workspace, run_eval, monkeypatch):
     one = json.loads(run_eval(workspace, "nfs", "tiny-cpu-001", "--checkpoint", 1, "--n", 4, "--json").stdout)
+    monkeypatch.undo()  # as above
     command = [sys.executable, "-m", "threedgp_cli.main", "eval", "nfs", "--checkpoint", "1", "--n", "4", "--json"]
     several = subprocess.run(
         [*command, "--procs", "2"],

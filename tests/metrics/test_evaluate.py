@@ -60,6 +60,7 @@ def numbers(results):
     return {name: value for result in results for name, value in result.results.items()}
 
 
+@pytest.mark.slow
 def test_equal_to_torch_fidelity_with_identical_weights(tmp_path, monkeypatch):
     torch_fidelity = pytest.importorskip("torch_fidelity")
     network = filled(InceptionV3, seed=0, gain=2)
