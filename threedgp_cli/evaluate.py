@@ -40,6 +40,8 @@ CLASS_SCORES = {
     "class_accuracy": "share of generated images recognised as their class",
     "class_accuracy_turned": "the same, turned by 0.4 radians",
     "class_accuracy_real": "share of real images recognised (held out)",
+    "own_distance": "Frechet distance to real images in the judge's features",
+    "own_distance_real": "the same between two halves of those",
     "class_depth": "correlation of depth with that of the class seen",
     "class_depth_flat": "the same with that of all classes",
 }
@@ -205,6 +207,10 @@ def _score(
     if profile.model.kind == "stylegan2" and len(families) > 1:
         families = [family for family in families if family != "nfs"]
     specs = _specs(families, images.number, offline, images.num_real, num_depth, depth.quantile == "per-image")
+    if offline and EFFLITE0 in profile.teachers and is_first():
+        listener.note(
+            f"{EFFLITE0} also trained this model, so its scores flatter; a judge of its own: 3dgp eval classes"
+        )
     training_set, reason = _training_set(place, run)
     real = None
     if any(spec.needs_real for spec in specs):
@@ -348,16 +354,22 @@ def dataset(
 def classes(
     model: ModelOptions,
     number: Annotated[int, typer.Option("--n", min=8, help="Generated images.")] = 512,
-    extractor: Annotated[str, typer.Option("--extractor", help="Whose features the classifier sees.")] = OFFLINE,
+    judge: Annotated[
+        str,
+        typer.Option(
+            "--judge",
+            metavar="own|FOLDER",
+            help="Where the judge learns: from three quarters of the real images, or another set of these classes.",
+        ),
+    ] = "own",
 ) -> None:
-    """Class accuracy of a linear classifier on generated images, straight and turned, and depth by class."""
+    """Is the class recognised, straight and turned, by a small network that learned shapes; depth by class."""
     from threedgp.config.workspace import Workspace
     from threedgp.data.dataset import open_training_set
     from threedgp.files import best_effort
     from threedgp.launch.here import training_data
     from threedgp.metrics.class_scores import score_classes
     from threedgp.metrics.scored_samples import Sampler
-    from threedgp.pretrained.embedder import build_extractor
     from threedgp.processes import choose_device
     from threedgp.runs.run import find_checkpoint, load_generator
 
@@ -367,9 +379,9 @@ def classes(
     given = str(model.data) if model.data else None
     training_set = open_training_set(run.profile, training_data(place, run.profile, run, given))
     sampler = Sampler(load_generator(path, device), run.profile, training_set, model.seed)
-    network = build_extractor(extractor, device=device, progress=listener)
-    result = score_classes(sampler, training_set, network, count=number, progress=listener)
-    line = result.line(path.name)
+    other = None if judge == "own" else open_training_set(run.profile, Path(judge))
+    result = score_classes(sampler, training_set, learn_from=other, count=number, progress=listener)
+    line = result.line(path.name) | {"judge": judge}
     with best_effort(f"The line in {run.metrics_file}", listener):
         run.append_metrics(line)
     if model.json_output:
@@ -378,7 +390,7 @@ def classes(
     rows = [(CLASS_SCORES[name], f"{value:.3f}") for name, value in result.results.items()]
     rows.append(("chance", f"{result.settings['chance']:.3f}"))
     show(table(f"{number} images of run {run.name}, checkpoint {path.name}", ["", "value"], rows, right=(1,)))
-    say(f"Features: {network.name}. Scores of {run.name}: {run.metrics_file}")
+    say(f"Scores of {run.name}: {run.metrics_file}")
 
 
 def _score_depth_folder(depth: Path, near: float, far: float, plot: Path | None, json_output: bool) -> None:

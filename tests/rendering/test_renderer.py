@@ -112,7 +112,7 @@ def test_one_pass_marches_in_world_units(golden, marcher):
     assert relative_error(normalised.depth[..., None], arrays[f"full_{marcher}/nofine/depth"]) < 3e-6
 
 
-@pytest.mark.parametrize("jitter", ["ray", "image", "none"])
+@pytest.mark.parametrize("jitter", ["ray", "stratified", "image", "none"])
 @pytest.mark.parametrize("extra", [{}, {"marcher": "mip"}, {"cut_quantile": 0.5}, {"full_box": 0.4}])
 def test_the_chunk_size_changes_nothing(jitter, extra):
     options = replace(OPTIONS, jitter=jitter, **extra)
@@ -262,6 +262,28 @@ def test_a_field_in_low_precision_is_composited_in_the_precision_of_the_rays():
     low, full = render(camera, OPTIONS, field=coarse_field), render(camera, OPTIONS)
     assert low.color.dtype == low.depth.dtype == torch.float32
     torch.testing.assert_close(low.color, full.color, rtol=0, atol=0.03)
+
+
+def test_stratified_quantiles_leave_no_share_empty_and_differ_between_rays():
+    options = replace(OPTIONS, jitter="stratified", num_fine_steps=5)
+    draws = make_draws(3, 4, options, generator=torch.Generator().manual_seed(0))
+    assert (draws.u * 5).floor().equal(torch.arange(5.0).expand(3, 4, 5))
+    assert draws.u.flatten(0, 1)[:, 0].unique().numel() == 12
+    assert draws.jitter.unique().numel() == 3 * 4 * 8
+
+
+def test_stratified_quantiles_show_a_hard_ball_with_less_noise():
+    def ball(points):
+        inside = points.norm(dim=-1, keepdim=True) < 0.3
+        return torch.sin(9 * points), torch.where(inside, 200.0, -20.0)
+
+    def noise(jitter: str) -> float:
+        options = replace(OPTIONS, jitter=jitter, num_steps=6)
+        seeds = [torch.Generator().manual_seed(k) for k in range(64)]
+        colors = [render(make_cameras(1), options, field=ball, generator=seed).color for seed in seeds]
+        return torch.stack(colors).var(dim=0).mean().item()
+
+    assert noise("stratified") < 0.9 * noise("ray")
 
 
 def test_jitter_by_image_moves_all_rays_of_an_image_alike_and_evenly():

@@ -47,6 +47,13 @@ VARIANTS = {
         "model.generator.camera_conditioning.enabled=true",
         "model.discriminator.camera_conditioning.enabled=true",
     ),
+    "features": ("model.feature_discriminator={weight: 0.25, input_size: 32}", "training.reuse_fakes=true"),
+    "features of hinge pairs": ("loss.adversarial=hinge", "model.feature_discriminator={weight: 1.0, augment: false}"),
+    "features of relativistic pairs": (
+        "loss.adversarial=relativistic",
+        "model.feature_discriminator={weight: 0.25, input_size: 32}",
+        "training.reuse_fakes=true",
+    ),
     "mip": ("model.generator.marcher=mip",),
 }
 
@@ -288,3 +295,54 @@ def test_adaptive_augmentation_follows_its_strength():
     gentle = (change(images, make_draws(profile)) - images).abs().mean()
     controller.p = 1.0
     assert (change(images, make_draws(profile)) - images).abs().mean() > 2 * gentle
+
+
+FEATURES = ("loss.adversarial=relativistic", "model.feature_discriminator={weight: 0.5, input_size: 32}")
+
+
+def test_the_feature_discriminator_adds_its_weighted_loss_to_both_networks():
+    gradient = {}
+    for weight in (1e-9, 0.5, 1.0):
+        profile = tiny_profile(*FEATURES, f"model.feature_discriminator.weight={weight}")
+        setup, real = make_setup(profile), make_real(profile)
+        for phase in phases(profile)[:2]:
+            network = {"G": setup.generator, "D": setup.discriminator}[phase.network]
+            network.zero_grad()
+            run(setup, phase, real, make_draws(profile, phase.name))
+            gradient[phase.name, weight] = gradients(network)
+    for phase in ("Gmain", "Dmain"):
+        none, half, whole = (gradient[phase, weight] for weight in (1e-9, 0.5, 1.0))
+        for name in none:
+            assert relative_error(whole[name] - none[name], 2 * (half[name] - none[name])) < 1e-3, name
+    assert any(name.startswith("feature_discriminator.heads") for name in gradient["Dmain", 1.0])
+    planes = "synthesis.tri_plane_decoder.b8.torgb.weight"
+    assert (gradient["Gmain", 1.0][planes] - gradient["Gmain", 1e-9][planes]).abs().max() > 0
+
+
+def test_depth_reaches_the_generator_through_the_first_discriminator_alone():
+    profile = tiny_profile(*FEATURES)
+    setup = make_setup(profile)
+    shown = module._real_input(setup, make_real(profile), None)
+    images = shown.images.clone().requires_grad_(True)
+    maps = module.feature_maps(setup, shown._replace(images=images), make_draws(profile), "fake")
+    sum(x.square().sum() for x in maps).backward()
+    assert images.grad[:, :3].abs().sum(dim=(1, 2, 3)).min() > 0
+    assert images.grad[:, 3:].abs().max() == 0
+
+
+@pytest.mark.parametrize("adversarial", ["hinge", "relativistic"])
+def test_reused_fakes_and_maps_are_those_that_the_generator_made(adversarial):
+    profile = tiny_profile(*FEATURES, f"loss.adversarial={adversarial}", "training.reuse_fakes=true")
+    setup, real = make_setup(profile), make_real(profile)
+    generator, discriminator = phases(profile)[:2]
+    run(setup, generator, real, make_draws(profile, "G"))
+    (made,) = setup.made
+    assert not made.fake.images.requires_grad
+    assert not any(x.requires_grad for x in made.fake_maps)
+    passes = []
+    hook = setup.generator.mapping.register_forward_hook(lambda *_: passes.append(1))
+    result = run(setup, discriminator, real, make_draws(profile, "D"))
+    hook.remove()
+    assert not passes
+    assert not setup.made
+    assert torch.equal(result.means["w"], made.ws[:, 0].mean(dim=0))

@@ -32,9 +32,16 @@ def workspace(tmp_path):
     return make_workspace(tmp_path)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_kill_9_and_resume_equal_training_straight_through_byte_for_byte(workspace, processes):
-    straight, killed = make_run(workspace, "straight"), make_run(workspace, "killed")
+FEATURES = (  # a second discriminator, which learns from the fakes and maps of the generator's phase
+    "loss.adversarial=relativistic",
+    "model.feature_discriminator={weight: 0.25, input_size: 32}",
+    "training.reuse_fakes=true",
+)
+
+
+@pytest.mark.parametrize(("processes", "overrides"), [(1, ()), (2, ()), (1, FEATURES)])
+def test_kill_9_and_resume_equal_training_straight_through_byte_for_byte(workspace, processes, overrides):
+    straight, killed = make_run(workspace, "straight", *overrides), make_run(workspace, "killed", *overrides)
     assert train(straight, processes) == [0] * processes
     assert train(killed, processes, kill_at=40) == [KILLED] * processes
     assert [path.name for path in killed.checkpoints()] == ["000000016", "000000032"]
@@ -43,9 +50,10 @@ def test_kill_9_and_resume_equal_training_straight_through_byte_for_byte(workspa
         assert checkpoint_bytes(actual) == checkpoint_bytes(expected)
 
 
-def test_two_processes_equal_one_that_takes_the_same_micro_batches(workspace):
-    one = make_run(workspace, "one", "training.batch_gpu=4", "training.tick_kimg=0.008", "training.kimg=0.04")
-    two = make_run(workspace, "two", "training.tick_kimg=0.008", "training.kimg=0.04")
+@pytest.mark.parametrize("overrides", [(), FEATURES])
+def test_two_processes_equal_one_that_takes_the_same_micro_batches(workspace, overrides):
+    cadence = ("training.tick_kimg=0.008", "training.kimg=0.04", *overrides)
+    one, two = make_run(workspace, "one", "training.batch_gpu=4", *cadence), make_run(workspace, "two", *cadence)
     assert train(one) == [0]
     assert train(two, 2) == [0, 0]
     ticks = [

@@ -24,6 +24,8 @@ Layers = Annotated[int, Field(ge=0, le=64)]
 Side = Annotated[int, Field(ge=4, le=4096)]  # pixels
 Name = Annotated[str, Field(max_length=255, pattern=r"\A[^/\x00-\x1f\x7f]+\Z")]
 
+NETWORK_NAME = r"\A(?!.*\.\.)[A-Za-z0-9][\w.:/-]*\Z"
+
 
 class Section(BaseModel):
     """A group of settings: strict types, finite numbers, no unknown keys, read-only once built."""
@@ -67,7 +69,7 @@ class DataConfig(Section):
     )
     embedder: str = Field(
         "resnet50",
-        pattern=r"\A(?!.*\.\.)[A-Za-z0-9][\w.:/-]*\Z",
+        pattern=NETWORK_NAME,
         description="name of the embeddings that distillation predicts",
     )
     embedding_dim: Width = Field(2048, description="their size; resnet50 has 2048 features")
@@ -182,8 +184,10 @@ class GeneratorConfig(Section):
     )
     tri_plane: TriPlaneConfig = TriPlaneConfig()
     ray_steps: int = Field(32, ge=4, le=4096, description="coarse samples per ray, and as many fine ones")
-    ray_jitter: Literal["ray", "image", "none"] = Field(
-        "ray", description="samples shift at random on every ray by itself, on all rays of an image alike, or never"
+    ray_jitter: Literal["ray", "stratified", "image", "none"] = Field(
+        "ray",
+        description="samples shift at random on every ray by itself (stratified: those of the second pass too stay "
+        "apart), on all rays of an image alike, or never",
     )
     marcher: Literal["classical", "mip"] = Field("classical", description="quadrature: at samples, or between them")
     clamp_mode: Literal["softplus", "relu"] = Field("softplus", description="makes raw densities positive")
@@ -250,6 +254,18 @@ class DiscriminatorConfig(Section):
     camera_conditioning: CameraConditioningConfig = CameraConditioningConfig()
 
 
+class FeatureDiscriminatorConfig(Section):
+    """A second discriminator that sees colours by a frozen network's features (Projected GANs, arXiv 2111.01007)."""
+
+    weight: Weight = Field(0.0, description="of its loss beside the first discriminator's; 0: off, as published")
+    network: str = Field("tf_efficientnet_lite0", pattern=NETWORK_NAME, description="timm network, frozen")
+    stages: list[Layers] = Field(default=[1, 2, 3, 4], min_length=1, max_length=16, description="its feature maps")
+    input_size: int = Field(64, ge=32, le=1024, description="side in pixels to which it is shown images")
+    augment: bool = Field(True, description="change colours, place and parts of what it sees (DiffAugment)")
+    channels: Width = Field(64, description="of the randomly mixed maps")
+    width: Width = Field(64, description="channels of the heads")
+
+
 class ModelConfig(Section):
     """The networks."""
 
@@ -258,6 +274,7 @@ class ModelConfig(Section):
     depth_adaptor: DepthAdaptorConfig = DepthAdaptorConfig()
     camera_adaptor: CameraAdaptorConfig = CameraAdaptorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    feature_discriminator: FeatureDiscriminatorConfig = FeatureDiscriminatorConfig()
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
@@ -452,6 +469,9 @@ class TrainingConfig(Section):
     max_minutes: float | None = Field(
         None, gt=0, le=1e9, description="also end after so many minutes, scores and samples on the way included"
     )
+    reuse_fakes: bool = Field(
+        False, description="the discriminator learns from the fakes that the generator's phase made"
+    )
     tick_kimg: Span = Field(4.0, description="images between two reports, in thousands")
     snapshot_ticks: Count = Field(100, description="ticks between checkpoints")
     image_ticks: Count = Field(100, description="ticks between sample sheets")
@@ -502,6 +522,13 @@ class Profile(Section):
     def gamma_fake(self) -> float:
         """R2 weight of the relativistic loss: as chosen, else that of R1."""
         return self.gamma if self.loss.gamma_fake is None else self.loss.gamma_fake
+
+    @property
+    def teachers(self) -> set[str]:
+        """Networks whose features take part in the training: scores by the same features flatter."""
+        eyes, distillation = self.model.feature_discriminator, self.loss.distillation
+        used = ((eyes.network, eyes.weight), (self.data.embedder, distillation.weight))
+        return {name for name, weight in used if weight > 0}
 
     @property
     def patch_law(self) -> PatchConfig:

@@ -10,9 +10,11 @@ from threedgp.config.schema import Profile
 from threedgp.models.camera_adaptor import CameraAdaptor
 from threedgp.models.depth_adaptor import DepthAdaptor
 from threedgp.models.discriminator import Discriminator
+from threedgp.models.feature_discriminator import FeatureDiscriminator
 from threedgp.models.generator import FieldMLP, Generator
 from threedgp.models.mapping import CameraEncoding, MappingNetwork
 from threedgp.models.stylegan2 import StyleGAN2Generator, SynthesisNetwork
+from threedgp.pretrained.embedder import build_backbone
 from threedgp.rendering.renderer import RenderOptions
 
 
@@ -83,7 +85,7 @@ def _low_precision(profile: Profile) -> torch.dtype | None:
 def build_discriminator(profile: Profile) -> Discriminator:
     """The discriminator of a profile, freshly initialised from torch's global random state."""
     config, training = profile.model.discriminator, profile.training
-    return Discriminator(
+    discriminator = Discriminator(
         config,
         discriminator_resolution(profile),
         image_channels(profile),
@@ -93,6 +95,18 @@ def build_discriminator(profile: Profile) -> Discriminator:
         feature_dim=profile.data.embedding_dim if profile.loss.distillation.weight > 0 else 0,
         low_precision=_low_precision(profile),
         freeze_layers=training.freeze_discriminator_layers,
+    )
+    discriminator.feature_discriminator = _feature_discriminator(profile)
+    return discriminator
+
+
+def _feature_discriminator(profile: Profile) -> FeatureDiscriminator | None:
+    config = profile.model.feature_discriminator
+    if config.weight == 0:
+        return None
+    network, mean, std = build_backbone(config.network)
+    return FeatureDiscriminator(
+        config, network, mean=mean, std=std, c_dim=profile.data.num_classes, low_precision=_low_precision(profile)
     )
 
 

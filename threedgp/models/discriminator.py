@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from threedgp.config.schema import DiscriminatorConfig
+from threedgp.models.feature_discriminator import FeatureDiscriminator
 from threedgp.models.layers import CONV_CLAMP, Conv2dLayer, FullyConnected, ScalarEncoder, channels_at, compute_dtype
 from threedgp.models.mapping import MappingNetwork
 
@@ -164,6 +165,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.img_resolution, self.img_channels, self.c_dim = img_resolution, img_channels, c_dim
         self.feature_dim = feature_dim
+        self.feature_discriminator: FeatureDiscriminator | None = None
         self.block_resolutions = [2**i for i in range(int(math.log2(img_resolution)) + start_blocks, 2, -1)]
         width = {r: channels_at(r, config.cbase, config.cmax, config.fmaps) for r in [*self.block_resolutions, 4]}
         clamp = CONV_CLAMP if config.clamp_activations else None

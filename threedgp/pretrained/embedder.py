@@ -177,6 +177,24 @@ def build_extractor(
     return _timm_extractor(name, weights, options, device)
 
 
+def build_backbone(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A timm network whose inner maps are wanted, and the mean and deviation that its colours are normalised by.
+
+    Raises:
+        UsageError: no such network, or none whose maps can be read.
+        WeightsError: its weights are missing.
+    """
+    if torch.get_default_device().type == "meta":  # only shapes are wanted: no weights are needed
+        import timm
+
+        name = canonical_name(name)
+        return timm.create_model(TIMM_TAGS.get(name, name), pretrained=False), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    extractor = build_extractor(name)
+    if not isinstance(extractor._prepare, Preprocess) or not hasattr(extractor.network, "forward_intermediates"):
+        raise UsageError(f"The network {name} does not give its inner feature maps; choose one of timm that does.")
+    return extractor.network, extractor._prepare.mean, extractor._prepare.std
+
+
 def _efficientnet_lite0(path: Path) -> nn.Module:
     """timm's network with the weights of the file, whose tensors stand in the same order under other names."""
     import timm

@@ -23,9 +23,9 @@ from threedgp.rendering.sampling import Marcher, importance_samples, stratified_
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 """points [B, M, 3] in world units -> (rgb [B, M, C], raw density [B, M, 1])."""
 
-Jitter = Literal["ray", "image", "none"]
-"""Where samples lie in their strata: at random in each; shifted alike on all rays of an image, so that few samples do
-not show as grain; or at the centres.
+Jitter = Literal["ray", "stratified", "image", "none"]
+"""Where samples lie in their strata: at random, the quantiles of the second pass anywhere (as published) or one in each
+of equal shares; shifted alike on all rays of an image, so that few samples do not show as grain; or at the centres.
 """
 
 
@@ -115,9 +115,9 @@ def make_draws(
 ) -> RenderDraws:
     """Everything random about a call, for all rays at once, so that rendering in chunks changes nothing.
 
-    `options.jitter` decides how random: `ray` draws every jitter and u, `image` one jitter and one v an image with
-    u_k = (k + v)/N_fine, `none` takes 0.5 for both. Density noise stays random. The generator may live on another
-    device than the rays.
+    `options.jitter` decides how random: `ray` draws every jitter and u; `stratified` every jitter and v, with
+    u_k = (k + v)/N_fine; `image` one jitter and one v an image; `none` takes 0.5 for both. Density noise stays random.
+    The generator may live on another device than the rays.
     """
     coarse, fine = (batch, rays, options.num_steps), (batch, rays, options.fine_steps)
     place = {"device": device, "dtype": dtype}
@@ -126,13 +126,14 @@ def make_draws(
         origin = device if generator is None else generator.device
         return function(shape, generator=generator, device=origin, dtype=dtype).to(device)
 
-    if options.jitter == "ray":
+    if options.jitter in ("ray", "stratified"):
         jitter, u = draw(torch.rand, coarse), draw(torch.rand, fine)
     else:
         alike = (2, batch, 1, 1)
-        shift = torch.full(alike, 0.5, **place) if options.jitter == "none" else draw(torch.rand, alike)
-        jitter = shift[0].expand(coarse)
-        u = ((torch.arange(fine[2], **place) + shift[1]) / max(fine[2], 1)).expand(fine)
+        jitter, u = torch.full(alike, 0.5, **place) if options.jitter == "none" else draw(torch.rand, alike)
+    if options.jitter != "ray":
+        u = (torch.arange(fine[2], **place) + u) / max(fine[2], 1)
+    jitter, u = jitter.expand(coarse), u.expand(fine)
     if options.density_noise_std == 0:
         return RenderDraws(jitter, u)
     return RenderDraws(jitter, u, draw(torch.randn, coarse), draw(torch.randn, fine))

@@ -10,6 +10,7 @@ Sources: 3DGP (arXiv 2303.01416), EpiGRAF (arXiv 2206.10535), lazy regularisatio
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -28,6 +29,8 @@ from threedgp.training import losses
 from threedgp.training.augment import AugmentController, augment
 from threedgp.training.blur import blur, blur_discriminator_input
 from threedgp.training.camera_regularizers import PARAMETERS, CameraSamples, camera_regularization
+from threedgp.training.color_augment import NUMBERS as AUGMENT_NUMBERS
+from threedgp.training.color_augment import augment_colors
 from threedgp.training.draws import Draws, Fakes
 from threedgp.training.gradients import require_gradients
 from threedgp.training.image_augment import NUMBERS, change_images, choose_changes, item_numbers, mirror_yaw
@@ -50,6 +53,19 @@ class Setup:
     path_length_mean: Tensor
     augment: Augment | None = None
     gamma_factor: float = 1.0
+    made: deque[Made] = field(default_factory=deque)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the generator's phase of a micro-batch leaves to the discriminator's, detached: its fakes, their styles, and
+    the frozen network's feature maps of fakes and reals, where it had to look at them.
+    """
+
+    fake: DiscriminatorInput
+    ws: Tensor
+    fake_maps: list[Tensor] | None = None
+    real_maps: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +285,16 @@ def _scores(stats: dict[str, Tensor], side: str, logits: Tensor) -> None:
     stats[f"Loss/abs_scores/{side}"] = logits.abs()
 
 
+def feature_maps(setup: Setup, shown: DiscriminatorInput, draws: Draws, name: str) -> list[Tensor]:
+    """What the frozen network sees in colours, each image changed by numbers of its own if the profile says so."""
+    network = setup.discriminator.feature_discriminator
+    assert network is not None
+    colors = shown.images[:, :3]
+    if setup.profile.model.feature_discriminator.augment:
+        colors = augment_colors(colors, draws.uniform(f"features_{name}", len(colors), AUGMENT_NUMBERS))
+    return network.features(colors)
+
+
 def _is_paired(setup: Setup) -> bool:
     """The relativistic loss compares a fake with a real: of the same class, and at the same place of the image."""
     return setup.profile.loss.adversarial == "relativistic"
@@ -284,16 +310,33 @@ def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) ->
     fakes = draws.fakes(batch, real.labels if paired else None)
     patches = draws.patches("fake", batch)
     fake = run_G(setup, fakes, draws, patches)
-    fake_logits, _ = run_D(setup, _fake_input(fake, fakes, patches), draws)
+    shown = _fake_input(fake, fakes, patches)
+    shown_real = _real_input(setup, real, patches) if paired else None
+    fake_logits, _ = run_D(setup, shown, draws)
     real_logits = None
-    if paired:
+    if shown_real is not None:
         with torch.no_grad():
-            real_logits, _ = run_D(setup, _real_input(setup, real, patches), draws)
+            real_logits, _ = run_D(setup, shown_real, draws)
     adversarial = losses.generator_loss(setup.profile.loss.adversarial, fake_logits, real_logits)
     _scores(result.stats, "fake", fake_logits)
     result.stats["Loss/G/loss"] = adversarial.detach()
 
     total = adversarial.mean()
+    fake_maps, real_maps, network = None, None, setup.discriminator.feature_discriminator
+    if network is not None:
+        fake_maps = feature_maps(setup, shown, draws, "fake")
+        seen, seen_real = network.judge(fake_maps, fakes.c), None
+        if shown_real is not None:
+            with torch.no_grad():
+                real_maps = feature_maps(setup, shown_real, draws, "real")
+                seen_real = network.judge(real_maps, real.labels)
+        by_features = losses.generator_loss(setup.profile.loss.adversarial, seen, seen_real)
+        result.stats["Loss/G/features"] = by_features.detach()
+        total = total + setup.profile.model.feature_discriminator.weight * by_features.mean()
+    if setup.profile.training.reuse_fakes:
+        detached = shown._replace(images=shown.images.detach(), angles=shown.angles.detach())
+        maps = None if fake_maps is None else [x.detach() for x in fake_maps]
+        setup.made.append(Made(detached, fake.ws.detach(), maps, real_maps))
     if setup.profile.training.learn_camera and isinstance(setup.generator, Generator):
         total = total + _camera_regularization(setup, setup.generator, draws, result.stats)
     (total * gain).backward()
@@ -341,22 +384,35 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
     """Adversarial loss of the discriminator on fakes and reals, and distillation on reals."""
     loss, batch, paired = setup.profile.loss, len(real.images), _is_paired(setup)
     result = PhaseResult()
-    fakes = draws.fakes(batch, real.labels if paired else None)
-    patches = draws.patches("fake", batch)
-    with torch.no_grad():
-        fake = run_G(setup, fakes, draws, patches)
-        result.means["w"] = fake.ws[:, 0].mean(dim=0)
+    if setup.made:
+        made = setup.made.popleft()
+    else:
+        fakes = draws.fakes(batch, real.labels if paired else None)
+        patches = draws.patches("fake", batch)
+        with torch.no_grad():
+            fake = run_G(setup, fakes, draws, patches)
+        made = Made(_fake_input(fake, fakes, patches), fake.ws)
+    result.means["w"] = made.ws[:, 0].mean(dim=0)
+    patches = made.fake.patches
     distill = setup.values.distillation_weight > 0
-    shown_fake = _fake_input(fake, fakes, patches)
     if not paired:
         patches = draws.patches("real", batch)
     shown_real = _real_input(setup, real, patches)
-    fake_logits, real_logits, features = run_D_on_both(setup, shown_fake, shown_real, draws, predict_features=distill)
+    fake_logits, real_logits, features = run_D_on_both(setup, made.fake, shown_real, draws, predict_features=distill)
     _scores(result.stats, "fake", fake_logits)
     _scores(result.stats, "real", real_logits)
     adversarial = losses.discriminator_loss(loss.adversarial, fake_logits, real_logits, loss.logits_clamp)
     result.stats["Loss/D/loss"] = adversarial.detach()
     total = adversarial.mean()
+    network = setup.discriminator.feature_discriminator
+    if network is not None:
+        with torch.no_grad():
+            fake_maps = made.fake_maps or feature_maps(setup, made.fake, draws, "fake")
+            real_maps = made.real_maps or feature_maps(setup, shown_real, draws, "real")
+        seen_fake, seen_real = network.judge(fake_maps, made.fake.labels), network.judge(real_maps, real.labels)
+        by_features = losses.discriminator_loss(loss.adversarial, seen_fake, seen_real, loss.logits_clamp)
+        result.stats["Loss/D/features"] = by_features.detach()
+        total = total + setup.profile.model.feature_discriminator.weight * by_features.mean()
     if features is not None:
         distance = losses.distillation_distance(loss.distillation.distance, features, real.embeddings)
         if patches is not None:
