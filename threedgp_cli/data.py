@@ -127,7 +127,7 @@ class SelectOptions:
     """What `select` keeps."""
 
     keep_ratio: Annotated[str | None, typer.Option(help="Share to keep, as 1/3 or 0.3.", show_default="1/3")] = None
-    keep: Annotated[int | None, typer.Option(help="Number of photos to keep (of each class).")] = None
+    keep: Annotated[int | None, typer.Option(min=1, help="Number of photos to keep (of each class).")] = None
     per_class: Annotated[
         bool | None,
         typer.Option("--per-class/--global", help="One choice a class folder, or over all.", show_default="by folders"),
@@ -138,7 +138,7 @@ class SelectOptions:
     )
     link: Annotated[Literal["copy", "hardlink", "symlink"], typer.Option(help="How kept photos get there.")] = "copy"
     montage: Annotated[bool, typer.Option(help="Draw the most and least typical.")] = True
-    square: Annotated[int, typer.Option(help="Side at which the network sees the photos.")] = 256
+    square: Annotated[int, typer.Option(min=32, help="Side at which the network sees the photos.")] = 256
     batch_size: BatchOption = 64
 
 

@@ -140,7 +140,7 @@ def test_check_fails_with_a_list(run, workspace):
     assert [problem["path"] for problem in listed["problems"]] == ["cat/1.png", "new.png", "new.png"]
 
 
-@pytest.mark.parametrize("stage", ["merge", "resize"])
+@pytest.mark.parametrize("stage", [pytest.param("merge", marks=pytest.mark.slow), "resize"])
 def test_kill_and_run_again(run, tmp_path, stage):
     names = [f"c{index % 3}/{index}.png" for index in range(120)]
     make_set(tmp_path / "a/data/x/images", names, depth=True, height=200, width=260)

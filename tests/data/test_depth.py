@@ -16,7 +16,7 @@ from tests.pretrained.filled import filled
 from threedgp.data.depth import run_depth
 from threedgp.data.images import decode_depth, decode_image
 from threedgp.data.source import open_source
-from threedgp.errors import UsageError, WeightsError
+from threedgp.errors import WeightsError
 from threedgp.pretrained.depth_estimators import EstimatorSpec, LeReSEstimator, choose_estimator
 from threedgp.pretrained.leres import LeReS, postprocess
 
@@ -154,12 +154,10 @@ def test_two_photos_with_one_stem(tmp_path):
     assert "00.jpg" in report.skipped["00.png"]
 
 
-def test_other_settings_need_leave(tmp_path):
+def test_another_batch_size_keeps_the_maps(tmp_path):
     make_photos(tmp_path / "images", count=1)
     run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=1)
     run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, jobs=1, batch_size=3)  # not a setting of the maps
-    with pytest.raises(UsageError, match="at least 1"):
-        run_depth(tmp_path / "images", tmp_path / "depth", SYNTHETIC, batch_size=0)
 
 
 def test_a_full_disk_stops_the_stage_and_blames_no_photo(tmp_path, monkeypatch):

@@ -122,8 +122,6 @@ def test_leres_without_weights_explains_all_ways_out():
         ({"name": "midas"}, "leres, hf:<model-id> or synthetic"),
         ({"name": "hf:"}, "There is no depth estimator"),
         ({"backbone": "resnet18"}, "resnet50 or resnext101"),
-        ({"dtype": "int8"}, "fp32, fp16 or bf16"),
-        ({"name": "hf:a/b", "prediction": "both"}, "depth or disparity"),
     ],
 )
 def test_impossible_choices_are_refused(arguments, message):

@@ -64,8 +64,6 @@ def run_depth(
         WeightsError: the network cannot be loaded; nothing has been written.
         DataError: too many broken photos.
     """
-    if batch_size < 1 or gpus < 1:
-        raise UsageError("The batch and the number of GPUs must be at least 1.")
     import torch
 
     from threedgp.processes import choose_device

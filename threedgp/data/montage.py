@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from threedgp.data.images import image_size, open_image
 from threedgp.data.source import ImageSource
@@ -58,6 +58,4 @@ def _thumbnail(source: ImageSource, name: str) -> Image.Image | None:
         picture = open_image(data, reduce=next((n for n in (8, 4, 2) if short >= n * CELL), 1))
     except DataError:
         return None
-    edge = min(picture.size)
-    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-    return picture.resize((CELL, CELL), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+    return ImageOps.fit(picture, (CELL, CELL))

@@ -99,17 +99,11 @@ def run_select(
     """
     if keep is not None and keep_ratio is not None:
         raise UsageError("Give either a number of photos to keep or a share, not both.")
-    if keep is not None and keep < 1:
-        raise UsageError(f"The number of photos to keep must be at least 1, not {keep}.")
     ratio = None if keep is not None else str(keep_ratio if keep_ratio is not None else DEFAULT_RATIO)
     if ratio is not None:
         parse_ratio(ratio)
     if not 0 <= reg_covar < float("inf"):
         raise UsageError(f"reg_covar must be 0 or a positive number, not {reg_covar}.")
-    if square < 32:
-        raise UsageError(f"Photos must be shown to the network with a side of at least 32 pixels, not {square}.")
-    if link not in ("copy", "hardlink", "symlink"):
-        raise UsageError(f"There is no way '{link}' to place files. Choose copy, hardlink or symlink.")
     photos, target = open_source(source), Path(target)
     labels = read_labels(photos)
     if link != "copy" and not isinstance(photos, FolderSource):

@@ -106,14 +106,10 @@ def choose_estimator(
     For LeReS without a backbone and weights, ResNeXt-101 is looked for first, then ResNet-50.
 
     Raises:
-        UsageError: no such estimator, backbone, precision or output, or it cannot be known what the network returns.
+        UsageError: no such estimator or backbone, or it cannot be known what the network returns.
         WeightsError: no LeReS checkpoint or transformers model was found, with the ways out.
         MissingExtraError: transformers is not installed.
     """
-    if dtype not in PRECISIONS:
-        raise UsageError(f"There is no precision '{dtype}'. Choose fp32, fp16 or bf16.")
-    if prediction not in ("auto", "depth", "disparity"):
-        raise UsageError(f"A network returns depth or disparity, not '{prediction}'.")
     if name.startswith(HUB_PREFIX) and name != HUB_PREFIX:
         if prediction == "auto":
             model = name.removeprefix(HUB_PREFIX)

