@@ -101,14 +101,14 @@ class NetworkOptions:
     ) -> tuple[Evaluator, list[MetricSpec]]:
         """What computes the scores, and the metrics as they can be computed here."""
         from threedgp.config.metric_names import EFFLITE0, INCEPTION
-        from threedgp.metrics.cache import StatisticsCache, metrics_cache
+        from threedgp.metrics.cache import StatisticsCache
         from threedgp.metrics.evaluate import Evaluator
         from threedgp.metrics.extractors import Extractors
 
         weights = {EFFLITE0 if offline else INCEPTION: self.weights} if self.weights else {}
         extractors = Extractors(weights, self.download, self.unverified, world.device, listener)
         specs = extractors.choose(specs)
-        cache = StatisticsCache(self.cache_dir or metrics_cache(), listener) if self.cache else None
+        cache = StatisticsCache(self.cache_dir, listener) if self.cache else None
         return Evaluator(extractors, self.batch or batch, seed, cache, world, listener), specs
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -143,7 +144,7 @@ class Pictures:
     def path(self) -> Path:
         return self.source.root
 
-    @property
+    @cached_property
     def identity(self) -> str:
         part = "" if self.limit is None else f" {self.limit} of seed {self.seed}"
         return f"{fingerprint(self.source)} resolution {self.resolution} mirror {self.mirror}{part}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,7 @@ from threedgp.progress import NULL_PROGRESS, Progress
 VERSION = 1  # raise when the meaning of stored numbers changes
 
 
-def metrics_cache() -> Path:
-    """Where statistics are kept: $THREEDGP_CACHE/metrics, by default ~/.cache/threedgp/metrics."""
-    return cache_folder("metrics")
-
-
-def digest_of(value: Any) -> str:
+def _digest(value: Any) -> str:
     """A short name for anything JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -41,19 +37,19 @@ def extractor_key(extractor: FeatureExtractor) -> dict[str, Any]:
 
 def real_key(images: Pictures, extractor: FeatureExtractor) -> str:
     """Name of the statistics of one set under one extractor."""
-    return digest_of({**extractor_key(extractor), "images": images.identity})
+    return _digest({**extractor_key(extractor), "images": images.identity})
 
 
 class StatisticsCache:
-    """A folder of finished banks.
+    """A folder of finished banks, and of unfinished ones.
 
     Args:
-        folder: made when something is stored.
+        folder: made when something is stored; None: $THREEDGP_CACHE/metrics, by default ~/.cache/threedgp/metrics.
         progress: told once if nothing can be.
     """
 
-    def __init__(self, folder: Path, progress: Progress = NULL_PROGRESS):
-        self.folder, self.progress = folder, progress
+    def __init__(self, folder: Path | None = None, progress: Progress = NULL_PROGRESS):
+        self.folder, self.progress = folder or cache_folder("metrics"), progress
 
     def load(self, key: str, bank: Bank) -> bool:
         """Fill an empty bank; False if nothing (or not enough) is stored or the file is damaged."""
@@ -71,9 +67,14 @@ class StatisticsCache:
         with best_effort("Statistics of real images", self.progress):
             write_tensors(self._path(key), bank.state())
 
-    def parts(self, key: str) -> Path:
+    def parts(self, question: Any) -> Path:
         """Folder for the unfinished work on a question."""
-        return self.folder / f"unfinished-{key}"
+        return self.folder / f"unfinished-{_digest(question)}"
+
+    def forget(self, parts: Path | None) -> None:
+        """Remove the folder of work that is finished."""
+        if parts is not None:
+            shutil.rmtree(parts, ignore_errors=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import threedgp
@@ -14,7 +14,7 @@ from threedgp.config.metric_names import MetricSpec
 from threedgp.data.pictures import Images, Pictures
 from threedgp.errors import DataError, NotFiniteError, UsageError
 from threedgp.metrics.bank import Bank, fill
-from threedgp.metrics.cache import StatisticsCache, digest_of, extractor_key, real_key
+from threedgp.metrics.cache import StatisticsCache, extractor_key, real_key
 from threedgp.metrics.fid import Moments, frechet_distance
 from threedgp.metrics.inception_score import inception_score
 from threedgp.metrics.kid import draw_subsets, kernel_distance
@@ -178,38 +178,37 @@ class Evaluator:
         return banks
 
     def _fill_real(self, bank: Bank, images: Pictures) -> None:
+        """From the cache if it can be."""
         world, cache = self.world, self.cache
         key = world.share(real_key(images, bank.extractor) if world.is_main else None)
         if world.share(cache is not None and world.is_main and cache.load(key, bank)):
             return
-        parts = cache.parts(digest_of([key, bank.kept])) if cache is not None else None
-        fill(
-            images, [bank], batch=REAL_BATCH, world=world, parts=parts, label="Real images", progress=self.progress
-        )  # fmt: skip
-        bank.left_out = self._left_out(images, bank)
-        if world.is_main and cache is not None and parts is not None:
+        parts = self._fill([bank], images, REAL_BATCH, "Real images")
+        if world.is_main and cache is not None:
             if not bank.left_out:  # a picture may only be unreadable for the moment
                 cache.save(key, bank)
-            shutil.rmtree(parts, ignore_errors=True)
+            cache.forget(parts)
 
     def _generated_banks(self, specs: Sequence[MetricSpec], images: Images) -> dict[str, Bank]:
         """A bank for each network, by its name."""
         names = dict.fromkeys(str(spec.extractor) for spec in specs)
         banks = {name: self._bank([spec for spec in specs if spec.extractor == name], len(images)) for name in names}
+        parts = self._fill(list(banks.values()), images, self.batch, "Scored images")
+        if self.world.is_main and self.cache is not None:
+            self.cache.forget(parts)
+        return banks
+
+    def _fill(self, banks: list[Bank], images: Images, batch: int, label: str) -> Path | None:
+        """Returns where the unfinished work lay, for when it is no longer needed."""
         parts = None
         identity = self.world.share(images.identity if self.world.is_main else None)
         if self.cache is not None and identity is not None:
-            asked = [[extractor_key(bank.extractor), bank.kept] for bank in banks.values()]
-            parts = self.cache.parts(digest_of([identity, len(images), asked]))
-        fill(
-            images, list(banks.values()), batch=self.batch, world=self.world, parts=parts, label="Scored images",
-            progress=self.progress,
-        )  # fmt: skip
-        for bank in banks.values():
+            asked = [[extractor_key(bank.extractor), bank.kept] for bank in banks]
+            parts = self.cache.parts([identity, len(images), asked])
+        fill(images, banks, batch=batch, world=self.world, parts=parts, label=label, progress=self.progress)
+        for bank in banks:
             bank.left_out = self._left_out(images, bank)
-        if parts is not None and self.world.is_main:
-            shutil.rmtree(parts, ignore_errors=True)
-        return banks
+        return parts
 
     def _bank(self, specs: Sequence[MetricSpec], total: int) -> Bank:
         """An empty bank for metrics of one network."""

@@ -18,7 +18,7 @@ from threedgp.data.dataset import TrainingSet
 from threedgp.files import atomic_path, best_effort
 from threedgp.inference.cameras import AnyGenerator
 from threedgp.inference.snapshots import sample_sheet, short_video
-from threedgp.metrics.cache import StatisticsCache, metrics_cache
+from threedgp.metrics.cache import StatisticsCache
 from threedgp.metrics.evaluate import Evaluator
 from threedgp.metrics.extractors import Extractors
 from threedgp.metrics.real_set import RealSet
@@ -121,7 +121,7 @@ class Observer:
     def evaluate(self, generator: AnyGenerator, nimg: int) -> Evaluation:
         """Score the generator with the profile's metrics, on all processes together, and write the results down."""
         began = time.time()
-        cache = StatisticsCache(metrics_cache(), self.progress)
+        cache = StatisticsCache(progress=self.progress)
         evaluator = Evaluator(self.extractors, self.profile.training.test_batch_gpu, cache=cache, world=self.world)
         results, _ = evaluator.score_generator(
             self.specs,
