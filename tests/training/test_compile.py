@@ -29,6 +29,7 @@ def gradients_of_all_phases(profile) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow  # dynamo alone takes half a minute to wake up
 @pytest.mark.parametrize("adversarial", ["non_saturating", "relativistic"])
 def test_gradients_are_those_of_the_plain_networks(monkeypatch, adversarial):
     compile_module = torch.nn.Module.compile

@@ -78,6 +78,8 @@ def assert_healthy(trainer):
 
 
 def test_a_run_reports_saves_and_ends(workspace):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     trainer = make_trainer(workspace, "plain", "training.image_ticks=2", log=True)
     result = trainer.train()
     assert (result.nimg, result.finished) == (64, True)
@@ -91,6 +93,10 @@ def test_a_run_reports_saves_and_ends(workspace):
         assert f"{nimg:09d}.jpg" in drawn
         assert f"{nimg:09d}.mp4" in drawn
         assert f"{nimg:09d}-cameras.png" in drawn
+    trainer.log.close()
+    curves = EventAccumulator(str(trainer.run.tensorboard))
+    curves.Reload()
+    assert [point.step for point in curves.Scalars("Loss/G/loss")] == [16, 32, 48, 64]
 
 
 def test_nan_in_the_discriminator_is_repaired(workspace):
@@ -195,17 +201,6 @@ def test_a_full_disk_costs_the_log_and_the_samples_but_not_the_training(workspac
     assert trainer.run.checkpoints()
 
 
-def test_tensorboard_reads_every_tick_at_its_own_step(workspace):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    trainer = make_trainer(workspace, "board", log=True)
-    trainer.train()
-    trainer.log.close()
-    curves = EventAccumulator(str(trainer.run.tensorboard))
-    curves.Reload()
-    assert [point.step for point in curves.Scalars("Loss/G/loss")] == [16, 32, 48, 64]
-
-
 def test_a_run_that_stays_broken_gives_up_with_exit_code_3(workspace):
     trainer = make_trainer(workspace, "hopeless", *QUICK_RECOVERY, "training.divergence.attempts=2", log=True)
     Sabotage(trainer, at=16, times=100)
@@ -306,26 +301,28 @@ def test_samples_and_scores_count_towards_the_time_limit(workspace, monkeypatch)
     assert result.nimg == trainer.profile.training.batch_size
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("loss.adversarial=hinge",),
-        ("loss.adversarial=relativistic",),
-        ("loss.camera.gradient_penalty.enabled=true",),
-        ("loss.camera.emd.anneal_kimg=0.0",),
-        ("training.augment.mode=ada",),
-        ("data.augment.where=reals",),
-        ("data.augment.where=both",),
-        ("training.learn_camera=false",),
-        ("training.use_depth=false",),
-        ("model.generator.marcher=mip",),
-        ("training.patch.distribution=uniform",),
-        ("data.num_classes=0",),
-        ("precision=bf16",),
-        ("loss.path_length.weight=2.0",),
-        ("loss.path_length.weight=2.0", "model.generator.marcher=mip", "training.use_depth=false"),
-    ],
-)
+OPTIONS = [
+    ("loss.camera.emd.anneal_kimg=0.0",),
+    ("training.augment.mode=ada",),
+    ("data.augment.where=reals",),
+    ("training.learn_camera=false",),
+    ("training.use_depth=false",),
+    ("model.generator.marcher=mip",),
+    ("training.patch.distribution=uniform",),
+    ("data.num_classes=0",),
+    ("precision=bf16",),
+]
+PHASES = [  # whose phases `test_phases` runs one by one
+    ("loss.adversarial=hinge",),
+    ("loss.adversarial=relativistic",),
+    ("loss.camera.gradient_penalty.enabled=true",),
+    ("data.augment.where=both",),
+    ("loss.path_length.weight=2.0",),
+    ("loss.path_length.weight=2.0", "model.generator.marcher=mip", "training.use_depth=false"),
+]
+
+
+@pytest.mark.parametrize("overrides", [*OPTIONS, *(pytest.param(o, marks=pytest.mark.slow) for o in PHASES)])
 def test_every_option_trains(workspace, overrides):
     trainer = make_trainer(workspace, "option", "training.kimg=0.016", "training.image_ticks=1", *overrides)
     assert trainer.train().finished

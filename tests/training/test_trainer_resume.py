@@ -39,15 +39,35 @@ FEATURES = (  # a second discriminator, which learns from the fakes and maps of 
 )
 
 
+@pytest.fixture(scope="module")
+def straight_bytes(tmp_path_factory):
+    """The checkpoints of an undisturbed run with so many processes and such settings, trained once."""
+    known = {}
+
+    def find(processes, overrides=()):
+        if (processes, overrides) not in known:
+            run = make_run(make_workspace(tmp_path_factory.mktemp("straight")), "run", *overrides)
+            assert train(run, processes) == [0] * processes
+            known[processes, overrides] = {path.name: checkpoint_bytes(path) for path in run.checkpoints()}
+        return known[processes, overrides]
+
+    return find
+
+
+def assert_equal_bytes(run, straight):
+    for name, expected in straight.items():
+        assert checkpoint_bytes(run.checkpoints_folder / name) == expected
+
+
 @pytest.mark.parametrize(("processes", "overrides"), [(1, ()), (2, ()), (1, FEATURES)])
-def test_kill_9_and_resume_equal_training_straight_through_byte_for_byte(workspace, processes, overrides):
-    straight, killed = make_run(workspace, "straight", *overrides), make_run(workspace, "killed", *overrides)
-    assert train(straight, processes) == [0] * processes
-    assert train(killed, processes, kill_at=40) == [KILLED] * processes
-    assert [path.name for path in killed.checkpoints()] == ["000000016", "000000032"]
-    assert train(killed, processes) == [0] * processes
-    for expected, actual in zip(straight.checkpoints(), killed.checkpoints(), strict=True):
-        assert checkpoint_bytes(actual) == checkpoint_bytes(expected)
+def test_kill_9_and_resume_equal_training_straight_through_byte_for_byte(
+    workspace, straight_bytes, processes, overrides
+):
+    run = make_run(workspace, "killed", *overrides)
+    assert train(run, processes, kill_at=40) == [KILLED] * processes
+    assert [path.name for path in run.checkpoints()] == ["000000016", "000000032"]
+    assert train(run, processes) == [0] * processes
+    assert_equal_bytes(run, straight_bytes(processes, overrides))
 
 
 @pytest.mark.parametrize("overrides", [(), FEATURES])
@@ -80,6 +100,7 @@ def test_a_run_goes_on_with_fewer_processes(workspace):
     assert (run.folder / "DONE").exists()
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_always_leaves_a_checkpoint_that_resumes(workspace):
     run = make_run(workspace, "run", "training.tick_kimg=0.008", "training.kimg=10.0")
     moments = random.Random(5)
@@ -166,15 +187,16 @@ class StopAt:
         return self.left <= 0
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 3])
-def test_a_stop_inside_a_tick_leaves_no_trace_in_weights_and_state(workspace, iterations):
+def test_a_stop_inside_a_tick_leaves_no_trace_in_weights_and_state(workspace):
     longer = ("training.tick_kimg=0.032", "training.kimg=0.064", "training.augment.mode=ada")
-    straight, stopped = make_run(workspace, "straight", *longer), make_run(workspace, "stopped", *longer)
+    straight = make_run(workspace, "straight", *longer)
     assert train_here(straight, LaunchOptions(), StopRequest()).finished
-    assert train_here(stopped, LaunchOptions(), StopAt(iterations)).nimg == 8 * iterations
-    assert train_here(stopped, LaunchOptions(), StopRequest()).finished
-    for expected in straight.checkpoints():
-        assert checkpoint_bytes(stopped.checkpoints_folder / expected.name) == checkpoint_bytes(expected)
+    expected = {path.name: checkpoint_bytes(path) for path in straight.checkpoints()}
+    for iterations in (1, 2, 3):
+        stopped = make_run(workspace, f"stopped-{iterations}", *longer)
+        assert train_here(stopped, LaunchOptions(), StopAt(iterations)).nimg == 8 * iterations
+        assert train_here(stopped, LaunchOptions(), StopRequest()).finished
+        assert_equal_bytes(stopped, expected)
 
 
 def test_what_a_tick_remembers_decides_alike_after_a_stop(workspace):
@@ -192,14 +214,12 @@ def test_what_a_tick_remembers_decides_alike_after_a_stop(workspace):
     assert decisions[0] == decisions[1] != []
 
 
-def test_a_stop_with_two_processes_is_exact_too(workspace):
-    straight, stopped = make_run(workspace, "straight"), make_run(workspace, "stopped")
-    assert train(straight, 2) == [0, 0]
-    assert train(stopped, 2, stop_at=24) == [0, 0]  # inside the second tick
-    assert stopped.checkpoints()[-1].name == "000000024"
-    assert train(stopped, 2) == [0, 0]
-    for expected in straight.checkpoints():
-        assert checkpoint_bytes(stopped.checkpoints_folder / expected.name) == checkpoint_bytes(expected)
+def test_a_stop_with_two_processes_is_exact_too(workspace, straight_bytes):
+    run = make_run(workspace, "stopped")
+    assert train(run, 2, stop_at=24) == [0, 0]  # inside the second tick
+    assert run.checkpoints()[-1].name == "000000024"
+    assert train(run, 2) == [0, 0]
+    assert_equal_bytes(run, straight_bytes(2))
 
 
 def test_the_time_a_run_took_is_kept_apart_from_its_checkpoints(workspace):
@@ -228,8 +248,8 @@ def test_a_run_that_is_moved_while_it_trains_says_so_and_leaves_no_ghost(workspa
     assert not run.folder.exists()
 
 
-# Twenty kills at moments spread over writing a checkpoint, and twenty of two processes; few of them in the quick suite.
-KILLS = [pytest.param(seed, marks=[] if seed < 2 else pytest.mark.slow) for seed in range(20)]
+# Twenty kills at moments spread over writing a checkpoint, one of them in the quick suite, and twenty of two processes.
+KILLS = [pytest.param(seed, marks=[] if seed < 1 else pytest.mark.slow) for seed in range(20)]
 
 
 @pytest.mark.parametrize("seed", KILLS)
@@ -238,29 +258,13 @@ def test_a_kill_inside_a_checkpoint_write_loses_nothing(workspace, straight_byte
     assert train(run, kill_in_write=random.Random(seed).randrange(1, 60)) in ([KILLED], [0])
     assert train(run) == [0]
     assert not [path for path in run.checkpoints_folder.iterdir() if path.name.startswith(".")]
-    for name, expected in straight_bytes(1).items():
-        assert checkpoint_bytes(run.checkpoints_folder / name) == expected
+    assert_equal_bytes(run, straight_bytes(1))
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0), *[pytest.param(s, marks=pytest.mark.slow) for s in range(1, 20)]])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
 def test_a_kill_of_two_processes_loses_nothing(workspace, straight_bytes, seed):
     run = make_run(workspace, "run")
     assert train(run, 2, kill_at=8 * random.Random(seed).randrange(1, 9)) == [KILLED] * 2
     assert train(run, 2) == [0, 0]
-    for name, expected in straight_bytes(2).items():
-        assert checkpoint_bytes(run.checkpoints_folder / name) == expected
-
-
-@pytest.fixture(scope="module")
-def straight_bytes(tmp_path_factory):
-    """The checkpoints of an undisturbed run with so many processes, trained once."""
-    known = {}
-
-    def find(processes):
-        if processes not in known:
-            run = make_run(make_workspace(tmp_path_factory.mktemp("straight")), "run")
-            assert train(run, processes) == [0] * processes
-            known[processes] = {path.name: checkpoint_bytes(path) for path in run.checkpoints()}
-        return known[processes]
-
-    return find
+    assert_equal_bytes(run, straight_bytes(2))
