@@ -30,21 +30,17 @@ def data(
     from threedgp.benchmarks.bench_data import bench_data
 
     options = {"count": count, "size": size, "jobs": tuple(jobs or (1, 2)), "repeats": repeats, "scratch": scratch}
-    timings = list(bench_data(**options, progress=progress()))
-    rows = [
-        (
-            timing.stage,
-            timing.photos,
-            timing.jobs,
-            f"{timing.images_per_second:.1f}",
-            _number(timing.plain_per_second, ".1f"),
-            _number(timing.ratio, ".2f", "x"),
-            "exact" if timing.psnr == float("inf") else _number(timing.psnr, ".1f", " dB"),
-        )
-        for timing in timings
+    columns = [
+        ("stage", "stage", "{}"),
+        ("photos", "photos", "{}"),
+        ("jobs", "jobs", "{}"),
+        ("images/s", "images_per_second", "{:.1f}"),
+        ("plain images/s", "plain_per_second", "{:.1f}"),
+        ("ratio", "ratio", "{:.2f}x"),
+        ("loss (PSNR)", "psnr", "{:.1f} dB"),
     ]
-    columns = ["stage", "photos", "jobs", "images/s", "plain images/s", "ratio", "loss (PSNR)"]
-    _report(f"Data stages, to {size}x{size} PNG", columns, rows, [_with_ratio(t) for t in timings], json_output, 2)
+    timings = list(bench_data(**options, progress=progress()))
+    _report(f"Data stages, to {size}x{size} PNG", columns, timings, json_output)
     say("plain: Pillow's open, crop, Lanczos and save with their defaults, in joblib.", json_output=json_output)
 
 
@@ -57,19 +53,14 @@ def metrics(
     """Time the metrics; the Frechet distance beside scipy's matrix square root."""
     from threedgp.benchmarks.bench_metrics import bench_metrics
 
-    timings = list(bench_metrics(dims=dims, repeats=repeats, progress=progress()))
-    rows = [
-        (
-            timing.work,
-            f"{timing.seconds:.3f}",
-            _number(timing.plain_seconds, ".3f"),
-            _number(timing.ratio, ".1f", "x"),
-            _number(timing.difference, ".1e"),
-        )
-        for timing in timings
+    columns = [
+        ("work", "work", "{}"),
+        ("seconds", "seconds", "{:.3f}"),
+        ("usual way", "plain_seconds", "{:.3f}"),
+        ("ratio", "ratio", "{:.1f}x"),
+        ("difference", "difference", "{:.1e}"),
     ]
-    columns = ["work", "seconds", "usual way", "ratio", "difference"]
-    _report("Metrics", columns, rows, [_with_ratio(timing) for timing in timings], json_output)
+    _report("Metrics", columns, list(bench_metrics(dims=dims, repeats=repeats, progress=progress())), json_output)
 
 
 @app.command()
@@ -83,22 +74,16 @@ def ops(rounds: RoundsOption = 7, json_output: JsonOption = False) -> None:
     keep_memory()
     if not native.available():
         raise UsageError("There are no native operations to compare: get a C++ compiler (g++), unset THREEDGP_NATIVE.")
-    timings = list(bench_ops(rounds=rounds, progress=progress()))
-    rows = [
-        (
-            timing.name,
-            f"{timing.plain_forward:.2f}",
-            f"{timing.forward:.2f}",
-            f"{timing.forward_ratio:.1f}x",
-            f"{timing.plain_both:.2f}",
-            f"{timing.both:.2f}",
-            f"{timing.ratio:.1f}x",
-        )
-        for timing in timings
+    columns = [
+        ("operation", "name", "{}"),
+        ("plain forward ms", "plain_forward", "{:.2f}"),
+        ("fast", "forward", "{:.2f}"),
+        ("speed", "forward_ratio", "{:.1f}x"),
+        ("plain with backward ms", "plain_both", "{:.2f}"),
+        ("fast", "both", "{:.2f}"),
+        ("speed", "ratio", "{:.1f}x"),
     ]
-    columns = ["operation", "plain forward ms", "fast", "speed", "plain with backward ms", "fast", "speed"]
-    result = [_with_ratio(timing) | {"forward_ratio": timing.forward_ratio} for timing in timings]
-    _report("Operations in float32", columns, rows, result, json_output)
+    _report("Operations in float32", columns, list(bench_ops(rounds=rounds, progress=progress())), json_output)
 
 
 @app.command()
@@ -151,7 +136,9 @@ def render(
         "seconds": speed.seconds,
         "saved_by_planes": speed.saved_by_planes,
     }
-    _report(title, ["part", "seconds", "share"], rows, result, json_output)
+    if json_output:
+        print_json(result)
+    show(table(title, ["part", "seconds", "share"], rows, right=(1, 2)), json_output=json_output)
     say(
         f"{speed.pictures_per_second:.1f} pictures/s; with planes made for every frame it would take "
         f"{speed.saved_by_planes:.2f} times as long.",
@@ -172,8 +159,7 @@ def train(
 ) -> None:
     """Time training iterations: plain PyTorch, and the fast paths in float32 and bfloat16.
 
-    Images are random numbers, so no data set is needed. The limit is what the convolutions and matrix products of an
-    iteration would take alone, each measured at its shape.
+    Images are random numbers, so no data set is needed. The limit is what a product of large matrices reaches.
     """
     from threedgp.config.profile import load_profile
     from threedgp.errors import UsageError
@@ -195,47 +181,42 @@ def train(
         native.available()
     if threads is not None:
         torch.set_num_threads(threads)
-    bench = bench_train(resolved, device=device, rounds=rounds, progress=progress())
-    paths = bench.paths()
-    rows = [
-        (
-            path["name"],
-            f"{path['seconds_per_iteration'] * 1e3:.0f}",
-            f"{path['images_per_second']:.1f}",
-            f"{path['ratio_to_plain']:.2f}x",
-            f"{path['flops_per_second'] / 1e9:.0f}",
-            f"{path['limit_flops_per_second'] / 1e9:.0f}",
-            f"{path['fraction_of_limit']:.0%}",
-            f"{path['peak_bytes'] / 2**20:.0f}",
-        )
-        for path in paths
-    ]
+    speeds, parts = bench_train(resolved, device=device, rounds=rounds, progress=progress())
     batch, threads = resolved.training.batch_size, torch.get_num_threads()
     title = f"One iteration of {resolved.name} on {device}, batch {batch}, {threads} CPU threads"
-    columns = ["path", "ms", "images/s", "speed", "GFLOP/s", "limit", "reached", "peak MiB"]
+    columns = [
+        ("path", "name", "{}"),
+        ("ms", "milliseconds", "{:.0f}"),
+        ("images/s", "images_per_second", "{:.1f}"),
+        ("speed", "ratio_to_plain", "{:.2f}x"),
+        ("GFLOP/s", "gigaflops", "{:.0f}"),
+        ("reached", "fraction_of_limit", "{:.0%}"),
+        ("peak MiB", "peak_mebibytes", "{:.0f}"),
+    ]
     result = {"profile": resolved.name, "device": device, "threads": threads, "batch_size": batch}
-    _report(title, columns, rows, result | {"paths": paths, "parts_seconds": bench.parts}, json_output)
-    total = sum(bench.parts.values())
-    parts = [(name, f"{seconds * 1e3:.1f}", f"{seconds / total:.0%}") for name, seconds in bench.parts.items()]
-    show(table(None, ["part of the fastest", "ms", "share"], parts, right=(1, 2)), json_output=json_output)
-    say(
-        "limit: GFLOP/s of each convolution and matrix product of an iteration alone, at its shape.",
-        json_output=json_output,
-    )
+    result |= {"paths": [speed._asdict() for speed in speeds], "parts_seconds": parts}
+    _report(title, columns, speeds, json_output, result)
+    total = sum(parts.values())
+    rows = [(name, f"{seconds * 1e3:.1f}", f"{seconds / total:.0%}") for name, seconds in parts.items()]
+    show(table(None, ["part of the fastest", "ms", "share"], rows, right=(1, 2)), json_output=json_output)
 
 
 def _report(
-    title: str, columns: list[str], rows: Sequence[tuple], result: Any, json_output: bool, first_number: int = 1
+    title: str, columns: Sequence[tuple[str, str, str]], records: Sequence[Any], json_output: bool, result: Any = None
 ) -> None:
-    """Show a table whose columns are numbers from `first_number` on; with --json, print the result as an object too."""
+    """Show what was measured; with --json, also print it as an object.
+
+    Args:
+        columns: heading, attribute of the records, and form of each column.
+        result: the object; default: the records.
+    """
     if json_output:
-        print_json(result)
-    show(table(title, columns, rows, right=range(first_number, len(columns))), json_output=json_output)
+        print_json(result or [record._asdict() | {"ratio": record.ratio} for record in records])
 
+    def cell(record: Any, attribute: str, form: str) -> str:
+        value = getattr(record, attribute)
+        return "" if value is None else form.format(value)
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "" if value is None else f"{value:{form}}{unit}"
-
-
-def _with_ratio(timing: Any) -> dict[str, Any]:
-    return timing._asdict() | {"ratio": timing.ratio}
+    rows = [[cell(record, *column[1:]) for column in columns] for record in records]
+    right = [index for index, column in enumerate(columns) if column[2] != "{}"]
+    show(table(title, [column[0] for column in columns], rows, right=right), json_output=json_output)

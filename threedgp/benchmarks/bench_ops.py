@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from threedgp.ops.activation import bias_act
 from threedgp.ops.fir import downsample2d, setup_filter, upsample2d
 from threedgp.ops.modulated_conv import modulated_conv2d_act
 from threedgp.ops.triplane import sample_field, sample_triplanes
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.progress import NULL_PROGRESS, Progress, bar
 from threedgp.rendering.renderer import RenderOptions, make_draws, render_rays
 
 PLANES, RAYS, STEPS = 64, 1024, 24  # side of the planes, rays of an image, samples of a ray
@@ -42,13 +43,10 @@ class OpTiming(NamedTuple):
 def bench_ops(*, rounds: int = 7, progress: Progress = NULL_PROGRESS) -> Iterator[OpTiming]:
     """Time every fused operation beside its plain form, alternating; medians of `rounds`."""
     torch.manual_seed(0)
-    cases = list(_cases())
-    progress.start("Timing operations", len(cases), "operations")
-    for name, make in cases:
-        function, inputs = make()
-        yield _time(name, function, inputs, rounds)
-        progress.advance()
-    progress.finish()
+    with bar(progress, "Timing operations", unit="operations"):
+        for case in _cases():
+            yield _time(*case, rounds)
+            progress.advance()
 
 
 def _time(name: str, function: Callable[..., Tensor], inputs: list[Tensor], rounds: int) -> OpTiming:
@@ -81,30 +79,27 @@ def _time(name: str, function: Callable[..., Tensor], inputs: list[Tensor], roun
     return OpTiming(name, *(1e3 * statistics.median(found) for found in seconds))
 
 
-def _cases() -> Iterator[tuple[str, Callable[[], tuple[Callable[..., Tensor], list[Tensor]]]]]:
+def _cases() -> Iterator[tuple[str, Callable[..., Tensor], list[Tensor]]]:
+    """Name, function and inputs of each."""
     for features in (16, 32):
         for batch in (1, 8, 32):
-            yield (
-                f"tri-plane lookup, {features} features, batch {batch}",
-                lambda f=features, b=batch: (sample_triplanes, _scene(b, f)),
-            )
+            yield f"tri-plane lookup, {features} features, batch {batch}", sample_triplanes, _scene(batch, features)
     for features in (16, 32):
-        yield f"tri-plane field, {features} features, batch 8", lambda f=features: _field(f)
-    yield f"ray marching, {STEPS // 2}+{STEPS // 2} samples, batch 8", _march
+        network = [torch.randn(32, features), torch.randn(32), torch.randn(4, 32), torch.randn(4)]
+        yield f"tri-plane field, {features} features, batch 8", sample_field, [*_scene(8, features), *network]
+    yield f"ray marching, {STEPS // 2}+{STEPS // 2} samples, batch 8", *_march()
     f = setup_filter([1, 3, 3, 1])
-    images = [8, 64, 32, 32]
-    yield "upsampling 8x64x32x32", lambda: (lambda x: upsample2d(x, f), [_image(images)])
-    yield "downsampling 8x64x32x32", lambda: (lambda x: downsample2d(x, f), [_image(images)])
-    yield (
-        "bias and activation 8x64x32x32",
-        lambda: (lambda x, b: bias_act(x, b, "lrelu"), [_image(images), torch.randn(64)]),
-    )
-    yield "synthesis layer 8x64x32x32", lambda: _layer(images, 1, f)
-    yield "upsampling synthesis layer 8x64x32x32", lambda: _layer(images, 2, f)
+    yield "upsampling 8x64x32x32", partial(upsample2d, f=f), [_image()]
+    yield "downsampling 8x64x32x32", partial(downsample2d, f=f), [_image()]
+    yield "bias and activation 8x64x32x32", partial(bias_act, act="lrelu"), [_image(), torch.randn(64)]
+    for name, up in (("synthesis layer", 1), ("upsampling synthesis layer", 2)):
+        layer = partial(modulated_conv2d_act, up=up, padding=1, resample_filter=f, flip_weight=up == 1)
+        weights = [torch.randn(64, 64, 3, 3), torch.randn(8, 64), torch.randn(64), torch.randn(8, 1, 32 * up, 32 * up)]
+        yield f"{name} 8x64x32x32", layer, [_image(), *weights]
 
 
-def _image(shape: list[int]) -> Tensor:
-    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+def _image() -> Tensor:
+    return torch.randn(8, 64, 32, 32).contiguous(memory_format=torch.channels_last)
 
 
 def _scene(batch: int, features: int) -> list[Tensor]:
@@ -113,11 +108,6 @@ def _scene(batch: int, features: int) -> list[Tensor]:
     start, end = torch.rand(batch, RAYS, 1, 3) * 2 - 1, torch.rand(batch, RAYS, 1, 3) * 2 - 1
     points = torch.lerp(start, end, torch.linspace(0, 1, STEPS)[:, None])  # [B, R, N, 3]
     return [planes, points.reshape(batch, -1, 3).contiguous()]
-
-
-def _field(features: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    network = [torch.randn(32, features), torch.randn(32), torch.randn(4, 32), torch.randn(4)]
-    return sample_field, [*_scene(8, features), *network]
 
 
 def _march() -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -130,11 +120,3 @@ def _march() -> tuple[Callable[..., Tensor], list[Tensor]]:
         return torch.cat([rays.color, rays.depth[..., None]], dim=-1)
 
     return march, [torch.randn(8, RAYS * STEPS // 2, 4)]
-
-
-def _layer(shape: list[int], up: int, f: Tensor) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    batch, channels, height, width = shape
-    inputs = [_image(shape), torch.randn(channels, channels, 3, 3), torch.randn(batch, channels), torch.randn(channels)]
-    inputs.append(torch.randn(batch, 1, height * up, width * up))
-    options = {"up": up, "padding": 1, "resample_filter": f, "flip_weight": up == 1}
-    return lambda *values: modulated_conv2d_act(*values, **options), inputs

@@ -1,4 +1,4 @@
-"""How fast a training iteration is: plain and fast paths side by side, and what the machine could do at best.
+"""How fast a training iteration is: plain and fast paths side by side, and the machine's rate of matrix products.
 
 Everything is measured in one run, alternating, because other work disturbs a machine for minutes at a time; only the
 ratios of such neighbours mean much.
@@ -12,12 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from threedgp.config.rules import image_channels
@@ -34,6 +33,7 @@ from threedgp.training.schedules import schedule_values
 from threedgp.training.state import TrainingState
 
 WARM_UP = 3
+MATRIX = 2048  # side of the matrices whose product shows what the machine can do
 SEED = 0
 # What the profiler calls the operations, by part of the table. The first match counts.
 PARTS = {
@@ -68,8 +68,7 @@ class SyntheticLabels:
         return torch.zeros(3)
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One way to run an iteration: with native operations or plain PyTorch, in a precision, compiled or not."""
 
     name: str
@@ -78,112 +77,93 @@ class Variant:
     compiled: bool = False
 
 
-@dataclass
-class VariantTiming:
-    """Seconds of the iterations of a variant (regularisers at their share) and bytes of its tensors at the peak."""
+class PathSpeed(NamedTuple):
+    """How fast a variant is.
 
-    variant: Variant
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-
-class Limit(NamedTuple):
-    """What the machine's own convolutions and matrix products need for one iteration's shapes, and their sum of
-    floating point operations; `peak` is the best rate among them, FLOP/s.
+    Attributes:
+        seconds_per_iteration: the median; regularisers count with their share.
+        ratio_to_plain: how much faster than the plain path: the median over the rounds of each round's ratio.
+        flops_per_second: of convolutions and matrix products, as PyTorch counts the plain path's.
+        limit_flops_per_second: what a product of large matrices reaches in this precision.
+        peak_bytes: of all tensors.
     """
 
-    seconds: float
-    flops: float
-    peak: float
+    name: str
+    precision: str
+    seconds_per_iteration: float
+    images_per_second: float
+    ratio_to_plain: float
+    flops_per_second: float
+    limit_flops_per_second: float
+    peak_bytes: int
 
     @property
-    def rate(self) -> float:
-        return self.flops / self.seconds if self.seconds else 0.0
+    def fraction_of_limit(self) -> float:
+        return self.flops_per_second / self.limit_flops_per_second
 
+    @property
+    def milliseconds(self) -> float:
+        return 1e3 * self.seconds_per_iteration
 
-@dataclass(frozen=True)
-class TrainBench:
-    """Timings by variant, limits by precision, and seconds by part of the fastest variant's iteration."""
+    @property
+    def gigaflops(self) -> float:
+        return self.flops_per_second / 1e9
 
-    profile: Profile
-    timings: list[VariantTiming]
-    limits: dict[str, Limit]
-    parts: dict[str, float]
-
-    def ratio(self, timing: VariantTiming) -> float:
-        """How much faster than the plain path: the median over the rounds of each round's ratio."""
-        plain = self.timings[0].seconds
-        return statistics.median(p / s for p, s in zip(plain, timing.seconds, strict=True))
-
-    def fraction(self, timing: VariantTiming) -> float:
-        """Share of the machine's convolution and matrix rate that an iteration reaches."""
-        return self.limits[timing.variant.precision].seconds / timing.median
-
-    def paths(self) -> list[dict[str, Any]]:
-        """One record a variant, for tables and JSON."""
-        return [
-            {
-                "name": timing.variant.name,
-                "precision": timing.variant.precision,
-                "seconds_per_iteration": timing.median,
-                "images_per_second": self.profile.training.batch_size / timing.median,
-                "ratio_to_plain": self.ratio(timing),
-                "flops_per_second": self.limits[timing.variant.precision].flops / timing.median,
-                "limit_flops_per_second": self.limits[timing.variant.precision].rate,
-                "peak_flops_per_second": self.limits[timing.variant.precision].peak,
-                "fraction_of_limit": self.fraction(timing),
-                "peak_bytes": timing.peak_bytes,
-            }
-            for timing in self.timings
-        ]
+    @property
+    def peak_mebibytes(self) -> float:
+        return self.peak_bytes / 2**20
 
 
 def variants(device: torch.device) -> list[Variant]:
     """What there is to compare on a device; the first is the plain path."""
+    plain = Variant("plain fp32", "fp32", plain=True)
     if device.type == "cuda":
         return [
-            Variant("plain fp32", "fp32", plain=True),
+            plain,
             Variant("tf32", "tf32"),
             Variant("bf16", "bf16"),
             Variant("bf16 compiled", "bf16", compiled=True),
         ]
-    found = [Variant("plain fp32", "fp32", plain=True), Variant("fast fp32", "fp32")]
-    return [*found, Variant("fast bf16", "bf16")] if native.CPU_COMPUTES_BFLOAT16 else found
+    return [plain, Variant("fast fp32", "fp32"), *[Variant("fast bf16", "bf16")] * native.CPU_COMPUTES_BFLOAT16]
 
 
 def bench_train(
     profile: Profile, *, device: torch.device | str = "cpu", rounds: int = 10, progress: Progress = NULL_PROGRESS
-) -> TrainBench:
-    """Time training iterations of a profile on random images.
+) -> tuple[list[PathSpeed], dict[str, float]]:
+    """Time training iterations of a profile, each variant's `rounds` times in turn, on random images.
 
-    Args:
-        profile: resolved; its precision is replaced by each variant's.
-        device: where.
-        rounds: iterations of each variant, one after the other.
-        progress: told about every iteration.
+    Returns:
+        The speed of every variant; seconds of the fastest one's iteration by part.
     """
     device = torch.device(device)
-    workloads = {variant: Workload(profile, variant, device) for variant in variants(device)}
-    timings = [VariantTiming(variant) for variant in workloads]
-    progress.start("Timing iterations", (WARM_UP + rounds) * len(timings), "iterations")
+    workloads = [Workload(profile, variant, device) for variant in variants(device)]
+    seconds: list[list[float]] = [[] for _ in workloads]
+    progress.start("Timing iterations", (WARM_UP + rounds) * len(workloads), "iterations")
     for number in range(WARM_UP + rounds):
-        for timing in timings:
-            seconds = workloads[timing.variant].timed_iteration()
+        for workload, found in zip(workloads, seconds, strict=True):
+            spent = workload.timed_iteration()
             if number >= WARM_UP:
-                timing.seconds.append(seconds)
+                found.append(spent)
             progress.advance()
     progress.finish()
-    for timing in timings:
-        timing.peak_bytes = workloads[timing.variant].peak_bytes()
-    limits = {v.precision: work.limit() for v, work in workloads.items() if not (v.plain or v.compiled)}
-    if device.type == "cuda":
-        limits["fp32"] = workloads[timings[0].variant].limit()
-    fastest = min(timings, key=lambda timing: timing.median)
-    return TrainBench(profile, timings, limits, workloads[fastest.variant].parts())
+    flops = workloads[0].flops()
+    speeds = []
+    for workload, found in zip(workloads, seconds, strict=True):
+        median = statistics.median(found)
+        speeds.append(
+            PathSpeed(
+                name=workload.variant.name,
+                precision=workload.variant.precision,
+                seconds_per_iteration=median,
+                images_per_second=profile.training.batch_size / median,
+                ratio_to_plain=statistics.median(plain / own for plain, own in zip(seconds[0], found, strict=True)),
+                flops_per_second=flops / median,
+                limit_flops_per_second=workload.matrix_rate(),
+                peak_bytes=workload.peak_bytes(),
+            )
+        )
+    fastest = min(range(len(speeds)), key=lambda i: speeds[i].seconds_per_iteration)
+    return speeds, workloads[fastest].parts()
 
 
 class Workload:
@@ -219,7 +199,7 @@ class Workload:
         total = 0.0
         with self._as_told():
             for phase in self.phases:
-                total += timed(lambda phase=phase: self._run(phase), self.device) / phase.interval
+                total += timed(partial(self._run, phase), self.device) / phase.interval
             total += timed(self._average, self.device)
         return total
 
@@ -278,20 +258,18 @@ class Workload:
             seconds[part] += spent / 1e6
         return dict(seconds.most_common())
 
-    def limit(self) -> Limit:
-        """Time each convolution and matrix product of an iteration alone, in the layout it is fastest in.
-
-        The plain path shows what there is to do: native operations do some of it without PyTorch's convolutions.
-        """
-        with native.plain(), ShapeRecorder() as recorder:
+    def flops(self) -> int:
+        """Floating point operations of the convolutions and matrix products in the phases of every iteration."""
+        with FlopCounterMode(display=False) as counter:
             self._main_phases()
-        seconds = flops = peak = 0.0
-        for call, count in recorder.calls.items():
-            one, operations = call.measure(self.device)
-            seconds += count * one
-            flops += count * operations
-            peak = max(peak, operations / one)
-        return Limit(seconds, flops, peak)
+        return counter.get_total_flops()
+
+    def matrix_rate(self) -> float:
+        """FLOP/s of a product of large matrices in this variant's precision, at best."""
+        kind = torch.bfloat16 if self.variant.precision == "bf16" else torch.float32
+        matrix = torch.randn(MATRIX, MATRIX, device=self.device, dtype=kind)
+        with self._as_told():
+            return 2 * MATRIX**3 / min(timed(partial(torch.mm, matrix, matrix), self.device) for _ in range(5))
 
 
 @contextmanager
@@ -306,50 +284,6 @@ def _profiler(activities: list, **options: Any) -> Iterator[torch.profiler.profi
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-class Call(NamedTuple):
-    """A convolution or matrix product: operation, shapes of its tensors and its other arguments."""
-
-    name: str
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: torch.dtype
-    rest: tuple
-
-    def measure(self, device: torch.device, repeats: int = 5) -> tuple[float, int]:
-        """Seconds at best, and floating point operations by PyTorch's own count."""
-        tensors = [torch.randn(shape, device=device).to(self.dtype) for shape in self.shapes]
-        operation = getattr(torch.ops.aten, self.name)
-        if self.name == "convolution":
-            tensors.append(None)  # no bias
-        with FlopCounterMode(display=False) as counter:
-            operation(*tensors, *self.rest)
-        best = float("inf")
-        for _ in range(repeats):
-            best = min(best, timed(lambda: operation(*tensors, *self.rest), device))
-        return best, counter.get_total_flops()
-
-
-class ShapeRecorder(TorchDispatchMode):
-    """Counts convolutions and matrix products by shape."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls: Counter[Call] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in ("mm", "addmm"):
-            self._count("mm", args[-2:], ())
-        elif name == "convolution":
-            self._count(name, args[:2], args[3:])
-        elif name == "convolution_backward":
-            self._count(name, args[:3], args[3:])
-        return func(*args, **(kwargs or {}))
-
-    def _count(self, name: str, tensors: tuple[Tensor, ...], rest: tuple) -> None:
-        frozen = tuple(tuple(part) if isinstance(part, (list, tuple)) else part for part in rest)
-        self.calls[Call(name, tuple(tuple(tensor.shape) for tensor in tensors), tensors[0].dtype, frozen)] += 1
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
