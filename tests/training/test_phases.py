@@ -54,6 +54,7 @@ VARIANTS = {
         "model.feature_discriminator={weight: 0.25, input_size: 32}",
         "training.reuse_fakes=true",
     ),
+    "coarse": ("training.coarse_kimg=1.0",),
     "mip": ("model.generator.marcher=mip",),
 }
 
@@ -346,3 +347,24 @@ def test_reused_fakes_and_maps_are_those_that_the_generator_made(adversarial):
     assert not passes
     assert not setup.made
     assert torch.equal(result.means["w"], made.ws[:, 0].mean(dim=0))
+
+
+@pytest.mark.parametrize("patches", [True, False])
+def test_coarse_fakes_have_a_ray_for_four_pixels_and_reals_are_as_blurred(patches):
+    whole = ("training.patch={enabled: false, conditioning: false}", "model.discriminator.hyper_mod=false")
+    profile = tiny_profile("training.coarse_kimg=1.0", *(() if patches else whole))
+    setup, draws = make_setup(profile), make_draws(profile)
+    side, rays = 8 if patches else 16, []
+    setup.generator.depth_adaptor.register_forward_hook(lambda _, inputs, output: rays.append(output.shape[2:]))
+    fake = module.run_G(setup, draws.fakes(4), draws, draws.patches("fake", 4)).images
+    assert rays == [(side // 2, side // 2)]
+    assert fake.shape == (4, 4, side, side)
+    real = make_real(profile)
+    shown = module._real_input(setup, real, draws.patches("real", 4)).images
+    assert shown.shape == fake.shape
+    if not patches:
+        small = torch.nn.functional.avg_pool2d(real.images, 2)
+        assert torch.equal(shown, torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear"))
+    later = make_setup(profile, nimg=1000)
+    assert later.values.coarseness == 1
+    assert torch.equal(module._real_input(later, real, None).images, real.images)

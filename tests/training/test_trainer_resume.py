@@ -36,6 +36,7 @@ FEATURES = (  # a second discriminator, which learns from the fakes and maps of 
     "loss.adversarial=relativistic",
     "model.feature_discriminator={weight: 0.25, input_size: 32}",
     "training.reuse_fakes=true",
+    "training.coarse_kimg=0.03",
 )
 
 

@@ -77,6 +77,8 @@ def problems(profile: Profile) -> list[str]:
         for key in ("use_depth", "learn_camera"):
             if getattr(training, key):
                 found.append(f"model.kind={model.kind} has no adaptors: set training.{key}=false.")
+    if model.kind == "stylegan2" and training.coarse_kimg > 0:
+        found.append("model.kind=stylegan2 renders no rays: set training.coarse_kimg=0.")
     if model.generator.marcher == "mip" and model.generator.clamp_mode != "softplus":
         found.append("model.generator.marcher=mip only knows model.generator.clamp_mode=softplus.")
     if model.generator.marcher == "mip" and model.generator.last_back:

@@ -469,6 +469,9 @@ class TrainingConfig(Section):
     max_minutes: float | None = Field(
         None, gt=0, le=1e9, description="also end after so many minutes, scores and samples on the way included"
     )
+    coarse_kimg: Kimg = Field(
+        0.0, description="so long fakes are rendered, and reals shown, at half the resolution: faster, and shapes first"
+    )
     reuse_fakes: bool = Field(
         False, description="the discriminator learns from the fakes that the generator's phase made"
     )

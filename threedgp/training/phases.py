@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from threedgp.camera.camera import Camera
@@ -202,8 +203,18 @@ def run_G(setup: Setup, fakes: Fakes, draws: Draws, patches: PatchParams | None)
     if isinstance(generator, StyleGAN2Generator):
         return GeneratorRun(generator.synthesize(ws, **options), ws, fakes.camera)
     camera = generator.adapt_camera(fakes.camera, fakes.z, fakes.c)
+    coarseness = setup.values.coarseness
+    side = generator.img_resolution if patches is None else generator.patch_resolution
+    options["resolution"] = side // coarseness
     output = generator.synthesize(ws, camera, concat_depth=profile.training.use_depth, **options)
-    return GeneratorRun(output.img, ws, camera)
+    return GeneratorRun(_enlarge(output.img, coarseness), ws, camera)
+
+
+def _enlarge(images: Tensor, factor: int) -> Tensor:
+    """The discriminators know one size only: coarse images are shown in it, fakes and reals alike."""
+    if factor == 1:
+        return images
+    return F.interpolate(images, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 class DiscriminatorInput(NamedTuple):
@@ -275,6 +286,8 @@ def _fake_input(fake: GeneratorRun, fakes: Fakes, patches: PatchParams | None) -
 
 def _real_input(setup: Setup, real: RealBatch, patches: PatchParams | None) -> DiscriminatorInput:
     images = extract_patches(real.images, patches, setup.profile.training.patch.resolution)
+    if setup.values.coarseness > 1:
+        images = _enlarge(F.avg_pool2d(images, setup.values.coarseness), setup.values.coarseness)
     return DiscriminatorInput(images, real.labels, patches, real.angles)
 
 

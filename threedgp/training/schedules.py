@@ -45,6 +45,7 @@ class ScheduleValues:
         density_noise_std: of the noise on raw densities, fading to 0.
         depth_progress: 0..1, of the depth adaptor from choosing its levels uniformly to preferring the last ones.
         blur_sigma: of the discriminator's input in pixels, fading to 0.
+        coarseness: fakes have a ray for so many pixels in each direction, 2 at first and then 1.
     """
 
     kimg: float
@@ -56,6 +57,7 @@ class ScheduleValues:
     density_noise_std: float
     depth_progress: float
     blur_sigma: float
+    coarseness: int
 
 
 def schedule_values(nimg: float, profile: Profile) -> ScheduleValues:
@@ -75,4 +77,5 @@ def schedule_values(nimg: float, profile: Profile) -> ScheduleValues:
         depth_progress=linear(kimg, 0.0, 1.0, profile.model.depth_adaptor.anneal_kimg),
         # Rounded as published: the kernel grows by a pixel at multiples of 1/3.
         blur_sigma=loss.blur.init_sigma * (1.0 - linear(nimg, 0.0, 1.0, loss.blur.fade_kimg * 1000.0)),
+        coarseness=2 if kimg < profile.training.coarse_kimg else 1,
     )
