@@ -11,11 +11,11 @@ import numpy as np
 
 from threedgp.colormap import depth_colormap
 from threedgp.cores import available_cores
-from threedgp.data.ahead import map_ahead
 from threedgp.data.images import decode_image, encode_depth, write_image
 from threedgp.data.journal import Job, Made, Outcome, Recorder
 from threedgp.data.source import depth_name_of, open_source
 from threedgp.data.stage import Policy, Stage
+from threedgp.data.workers import map_ahead
 from threedgp.errors import DataError, ThreeDGPError, UsageError
 from threedgp.progress import bar
 

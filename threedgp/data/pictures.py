@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from threedgp.data.ahead import map_ahead
 from threedgp.data.images import open_image
 from threedgp.data.resize import square_image
 from threedgp.data.source import ImageSource, open_source
+from threedgp.data.workers import map_ahead
 from threedgp.errors import DataError, ThreeDGPError
 from threedgp.processes import SINGLE, World, together
 from threedgp.progress import NULL_PROGRESS, Progress

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from threedgp.cores import available_cores
-from threedgp.data.ahead import map_ahead
 from threedgp.data.features import FeatureTable, compute_features, find_or_build
 from threedgp.data.images import write_bytes
 from threedgp.data.journal import Job, Outcome, Recorder, digest, do_job, make_place
@@ -26,6 +25,7 @@ from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ra
 from threedgp.data.montage import COLUMNS, draw_montage
 from threedgp.data.source import MAX_NAME_BYTES, FolderSource, ImageSource, class_of, depth_name_of, open_source
 from threedgp.data.stage import Policy, Stage
+from threedgp.data.workers import map_ahead
 from threedgp.errors import DataError, UsageError
 from threedgp.files import atomic_path, best_effort, write_json
 from threedgp.pretrained.names import INCEPTION_NAME, canonical_name

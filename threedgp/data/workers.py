@@ -1,18 +1,19 @@
-"""Worker processes for the data stages: results stream, Ctrl-C ends quietly, clusters are one option away."""
+"""Work ahead of the consumer, in threads or in processes of their own: results stream, and Ctrl-C ends quietly."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain, count, islice
 from typing import Literal, TypeVar
 
 from threedgp.cores import available_cores
-from threedgp.data.ahead import map_ahead, map_in
 from threedgp.errors import DataError, UsageError
 from threedgp.launcher import end_with
 
@@ -22,6 +23,36 @@ Result = TypeVar("Result")
 CHUNK = 16  # items sent to a process at a time, once all processes have work
 CLUSTER_CHUNK = 4096  # items sent to a cluster at a time: its backends return lists
 IDLE_SECONDS = 300  # that processes wait for the next stage
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int, window: int) -> Iterator[Result]:
+    """Like `map`, but `workers` threads run up to `window` items ahead of the consumer.
+
+    Results come in the order of the items; an exception comes where its result would. Decoding, encoding and file
+    access release Python's lock, so threads keep a network or a disk busy without copying pictures between processes.
+    """
+    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
+        yield from map_in(pool, function, items, window)
+
+
+def map_in(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], window: int) -> Iterator[Result]:
+    """`map_ahead` in the threads or processes of a pool.
+
+    However it ends, what is under way is waited for, and what has not begun never does.
+    """
+    items = iter(items)
+    pending: deque[Future[Result]] = deque()
+    try:
+        pending.extend(pool.submit(function, item) for item in islice(items, max(window, 1)))
+        while pending:
+            result = pending[0].result()
+            pending.popleft()
+            pending.extend(pool.submit(function, item) for item in islice(items, 1))
+            yield result
+    finally:
+        for future in pending:
+            future.cancel()
+        wait(pending)
 
 
 def parallel(
