@@ -76,7 +76,7 @@ def train_judge(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        judge = OwnJudge(classes).to(device, memory_format=torch.channels_last).train()
+        judge = OwnJudge(classes).to(device).to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=WEIGHT_DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
         order = torch.empty(0, dtype=torch.int64)

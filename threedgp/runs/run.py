@@ -47,6 +47,9 @@ from threedgp.runs.lock import hold, holder
 if TYPE_CHECKING:
     import torch
 
+    from threedgp.models.generator import Generator
+    from threedgp.models.stylegan2 import StyleGAN2Generator
+
 CONFIG = "config.yaml"
 STOP_FILE = "stop"
 DONE_FILE = "DONE"
@@ -381,7 +384,7 @@ def run_of(checkpoint: Path | str) -> Run:
     return Run(folder)
 
 
-def load_generator(checkpoint: Path | str, device: torch.device | str = "cpu") -> torch.nn.Module:
+def load_generator(checkpoint: Path | str, device: torch.device | str = "cpu") -> Generator | StyleGAN2Generator:
     """The averaged generator of a checkpoint, in evaluation mode, without gradients.
 
     Args:
