@@ -22,7 +22,6 @@ EXTRACTOR = "tf_efficientnet_lite0"
 QUICK_PROFILE, LONG_PROFILE = "demo32", "demo64"
 LONG_MINUTES = 30.0  # from here on it trains at 64x64
 RUN = "demo"
-SCORED = 512  # generated images of the Frechet distance, as many as while training
 AFTER_TRAINING = 60.0  # seconds on two cores for the last scores, pictures and the report
 SHORTEST_TRAINING = 20.0  # seconds
 
@@ -115,7 +114,6 @@ def demo(
     else:
         step("train", "--profile", name, "--run", RUN, *machine, *settings, "--set", f"training.max_minutes={left:.2f}")
     run = Run.open(place, RUN)
-    step.optional("eval", "fid", RUN, "--n", str(SCORED), "--extractor", EXTRACTOR)
     step.optional("eval", "nfs", RUN, "--n", "64")
     step.optional("eval", "classes", RUN, "--n", "512")
     renders = _render(step, place.renders)
@@ -149,29 +147,23 @@ def _render(step: Steps, folder: Path) -> dict[Path, str]:
 
 
 def _facts(run: Run) -> list[Fact]:
-    """The newest value of every score, beside what an untrained or flat model would get."""
+    """The newest value of every score, beside what real images or a flat model would get."""
     from threedgp.runs.report import Fact
 
     values: dict[str, float] = {}
     for line in run.metrics():
-        prefix = "untrained " if line.get("checkpoint") == "000000000" else ""
-        values |= {f"{prefix}{name}": value for name, value in line["results"].items() if value is not None}
+        values |= {name: value for name, value in line["results"].items() if value is not None}
 
-    def newest(name: str) -> float | None:
-        """The value of this name, or of the first name that begins so if an underscore ends it."""
-        return next((values[n] for n in values if n == name or (name.endswith("_") and n.startswith(name))), None)
-
-    def fact(label: str, name: str, form: str, note: str, beside: str = "") -> Fact:
-        found, other = newest(name), newest(beside)
-        if beside:
-            note = "" if other is None else f"{note}{other:{form}}"
-        return Fact("-" if found is None else f"{found:{form}}", label, note)
+    def fact(label: str, name: str, form: str, note: str, beside: str | None = None) -> Fact:
+        if beside is not None:
+            note = f"{note}{values[beside]:{form}}" if beside in values else ""
+        return Fact(f"{values[name]:{form}}" if name in values else "-", label, note)
 
     chance = 1 / max(run.profile.data.num_classes, 1)
     return [
         fact("generated images recognised", "class_accuracy", ".0%", f"chance {chance:.1%}, as the class asked for"),
         fact("recognised after a turn", "class_accuracy_turned", ".0%", "of 0.4 radians to either side"),
-        fact("Frechet distance (efficientnet_lite0)", "fd_efflite0_", ".0f", "untrained: ", "untrained fd_"),
+        fact("Frechet distance by shapes", "own_distance", ".2f", "two halves of real images: ", "own_distance_real"),
         fact("non-flatness score", "nfs64", ".1f", "flat would be 1.0, all depths equal 64"),
         fact("depth correlation with the class", "class_depth", ".2f", "one depth for all: ", "class_depth_flat"),
     ]

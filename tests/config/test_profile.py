@@ -23,6 +23,7 @@ NAMES = {
     "imagenet256", "imagenet256-stable-fov", "imagenet256-paper-gp", "imagenet256-strong-camera",
     "imagenet256-imgaug", "imagenet256-imgaug-both",
     "dogs256", "dogs256-stable-fov", "elephants256", "elephants256-stable-fov", "horses256", "horses256-stable-fov",
+    "imagenet256-plus", "dogs256-plus", "small-gpu-plus",
 }  # fmt: skip
 
 
