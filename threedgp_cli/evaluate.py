@@ -229,8 +229,7 @@ def _score(
         results, depths = evaluator.score_generator(specs, sampler, real, checkpoint=digest, adaptor=depth.adaptor)
     if is_first():
         report(
-            run, checkpoint, results, depths, real=real, class_names=getattr(labels, "classes", None),
-            plot=depth.plot, out=work.out, json_output=model.json_output,
+            run, checkpoint, results, depths, real=real, plot=depth.plot, out=work.out, json_output=model.json_output
         )  # fmt: skip
 
 
@@ -394,13 +393,12 @@ def classes(
 
 
 def _score_depth_folder(depth: Path, near: float, far: float, plot: Path | None, json_output: bool) -> None:
-    from threedgp.data.source import class_of
     from threedgp.metrics.nfs import score_depth_folder
     from threedgp.metrics.plot import plot_depth_scores
 
-    scores, names = score_depth_folder(depth, near=near, far=far, class_of=class_of, progress=progress())
+    scores = score_depth_folder(depth, near=near, far=far, progress=progress())
     value, entropy, clamped = scores.values
-    rows = scores.by_class(names)
+    rows = scores.by_class()
     if json_output:
         result = {"nfs": value, "entropy": entropy, "clamped": clamped, "images": len(scores.entropy)}
         per_class = [dict(zip(("class", "score", "images"), row, strict=True)) for row in rows]

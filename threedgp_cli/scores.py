@@ -33,7 +33,6 @@ def report(
     depths: dict[str, DepthScores],
     *,
     real: RealSet | None,
-    class_names: list[str] | None,
     plot: Path | None,
     out: Path | None,
     json_output: bool,
@@ -57,7 +56,7 @@ def report(
     title = f"{run.name}, checkpoint {int(checkpoint.name.strip('.').split('.')[0]) / 1000:g} thousand images"
     classes, pictures = {}, {}
     for name, scores in depths.items():
-        classes[name] = scores.by_class(class_names)
+        classes[name] = scores.by_class()
         path = plot or run.folder / f"{name}-{checkpoint.name}.png"
         with best_effort("The depth histogram", listener):
             plot_depth_scores(scores, f"{name}: {title}", path)

@@ -129,7 +129,7 @@ def test_scores_by_class(sampler):
     by_class = depths.by_class()
     assert sum(count for _, _, count in by_class) == 8
     assert sum(score * count for _, score, count in by_class) / 8 == pytest.approx(depths.values[0])
-    assert [name for name, _, _ in depths.by_class(["a", "b", "c"])] == ["abc"[int(name)] for name, _, _ in by_class]
+    assert [row[0] for row in replace(depths, class_names="abc").by_class()] == ["abc"[int(row[0])] for row in by_class]
     assert float(depths.histogram.sum()) == pytest.approx(1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +11,11 @@ import torch
 
 from threedgp.config.metric_names import MetricSpec
 from threedgp.data.images import decode_depth
-from threedgp.data.source import open_source
+from threedgp.data.source import class_of, classes_of, open_source
 from threedgp.errors import DataError, NotFiniteError
 from threedgp.metrics.scored_samples import QUANTILE_GROUP, Sampler, require_depth
 from threedgp.processes import SINGLE, World, together
-from threedgp.progress import NULL_PROGRESS, Progress
+from threedgp.progress import NULL_PROGRESS, Progress, bar
 
 NUM_BINS = 64
 
@@ -77,6 +77,7 @@ class DepthScores:
         histogram: float64 [bins], mean over the images.
         classes: int64 [N], -1 without classes.
         near, far: bounds of the histogram.
+        class_names: of the classes, where they have any.
     """
 
     entropy: torch.Tensor
@@ -85,23 +86,20 @@ class DepthScores:
     classes: torch.Tensor
     near: float
     far: float
+    class_names: Sequence[str] = ()
 
     @property
     def values(self) -> list[float]:
         """Score, mean entropy, share of clamped pixels: the order of `MetricSpec.values`."""
         return [non_flatness(self.entropy), float(self.entropy.mean()), float(self.clamped.mean())]
 
-    def by_class(self, names: list[str] | None = None) -> list[tuple[str, float, int]]:
-        """(class, score, number of images), flattest class last, without unlabelled images.
-
-        Args:
-            names: of the classes; by default their numbers.
-        """
+    def by_class(self) -> list[tuple[str, float, int]]:
+        """(class, score, number of images), flattest class last, without unlabelled images."""
         rows = []
         for index in self.classes.unique().tolist():
             members = self.entropy[self.classes == index]
             if index >= 0:
-                name = names[index] if names and index < len(names) else str(index)
+                name = self.class_names[index] if index < len(self.class_names) else str(index)
                 rows.append((name, non_flatness(members), len(members)))
         return sorted(rows, key=lambda row: -row[1])
 
@@ -133,7 +131,6 @@ def score_depth(
     size = 1 if spec.per_image else QUANTILE_GROUP
     groups = -(-spec.num_gen // size)
     table = torch.zeros(groups * size, 3 + NUM_BINS, dtype=torch.float64)
-    progress.start("Depth maps", spec.num_gen)
 
     def work() -> None:
         for group in range(world.rank, groups, world.size):
@@ -145,29 +142,22 @@ def score_depth(
             table[numbers] = torch.cat([torch.stack(columns, dim=1), scores.histogram], dim=1)
             progress.advance(min(size * world.size, spec.num_gen))
 
-    together(world, work)
-    progress.finish()
+    with bar(progress, "Depth maps", spec.num_gen):
+        together(world, work)
     table = world.sum(table)[: spec.num_gen]
-    return DepthScores(table[:, 0], table[:, 1], table[:, 3:].mean(dim=0), table[:, 2].long(), camera.near, camera.far)
+    histogram, classes = table[:, 3:].mean(dim=0), table[:, 2].long()
+    names = getattr(sampler.labels, "classes", None) or ()
+    return DepthScores(table[:, 0], table[:, 1], histogram, classes, camera.near, camera.far, names)
 
 
 def score_depth_folder(
-    path: Path | str,
-    *,
-    near: float = 0.0,
-    far: float = 65535.0,
-    class_of: Callable[[str], str | None] = lambda name: None,
-    progress: Progress = NULL_PROGRESS,
-) -> tuple[DepthScores, list[str]]:
+    path: Path | str, *, near: float = 0.0, far: float = 65535.0, progress: Progress = NULL_PROGRESS
+) -> DepthScores:
     """Non-flatness of depth maps on disk: `*_depth.png` where there are any, else every picture.
 
     Args:
-        path: folder or zip of one-channel 8- or 16-bit maps.
+        path: folder or zip of one-channel 8- or 16-bit maps; its first folders are classes.
         near, far: bounds of the histogram in stored units.
-        class_of: name of a map -> its class.
-
-    Returns:
-        The scores, and the class names that their `classes` count through.
 
     Raises:
         DataError: no depth map that can be read.
@@ -176,26 +166,25 @@ def score_depth_folder(
     names = source.depth_names or source.names
     if not names:
         raise DataError(f"{path} holds no depth maps (*_depth.png, or other 8- or 16-bit one-channel images).")
-    class_names = sorted({label for name in names if (label := class_of(name)) is not None})
+    class_names = classes_of(names)
     found: list[DepthEntropy] = []
     classes = []
     failed: dict[str, str] = {}
-    progress.start("Depth maps", len(names))
-    for name in names:
-        progress.advance()
-        try:
-            depth = torch.from_numpy(decode_depth(source.read(name)).astype("float64"))[None]
-        except DataError as error:
-            failed[name] = str(error)
-            continue
-        found.append(depth_entropy(depth, near, far))
-        label = class_of(name)
-        classes.append(class_names.index(label) if label is not None else -1)
-    progress.finish()
+    with bar(progress, "Depth maps", len(names)):
+        for name in names:
+            progress.advance()
+            try:
+                depth = torch.from_numpy(decode_depth(source.read(name)).astype("float64"))[None]
+            except DataError as error:
+                failed[name] = str(error)
+                continue
+            found.append(depth_entropy(depth, near, far))
+            label = class_of(name)
+            classes.append(class_names.index(label) if label is not None else -1)
     if failed:
         name, reason = next(iter(failed.items()))
         progress.note(f"{len(failed)} files could not be read and do not count, among them {name}: {reason}.")
     if not found:
         raise DataError(f"None of the {len(names)} depth maps in {path} could be read.")
     histogram, entropy, clamped = (torch.cat(column) for column in zip(*found, strict=True))
-    return DepthScores(entropy, clamped, histogram.mean(dim=0), torch.tensor(classes), near, far), class_names
+    return DepthScores(entropy, clamped, histogram.mean(dim=0), torch.tensor(classes), near, far, class_names)
