@@ -360,19 +360,13 @@ def _newest_set(folder: DatasetFolder, size: int | None) -> Path:
 def _show_report(report: Stage, verb: str, json_output: bool) -> None:
     if json_output:
         print_json(report.as_json())
-    say(f"{report.images} images of {report.source} {verb} in {report.output}", json_output=json_output)
-    if report.skipped:
-        say(
-            f"{len(report.skipped)} broken files skipped; reasons in {report.output / report.manifest}",
-            json_output=json_output,
-        )
-    if report.dropped:
-        say(
-            f"{len(report.dropped)} files left out; reasons in {report.output / report.manifest}",
-            json_output=json_output,
-        )
+    lines = [f"{report.images} images of {report.source} {verb} in {report.output}"]
+    for files, what in ((report.skipped, "broken files skipped"), (report.dropped, "files left out")):
+        if files:
+            lines.append(f"{len(files)} {what}; reasons in {report.output / report.manifest}")
     if "zip" in report.extra:
-        say(f"Packed into {report.extra['zip']}", json_output=json_output)
+        lines.append(f"Packed into {report.extra['zip']}")
+    say("\n".join(lines), json_output=json_output)
 
 
 def _show_check(report: CheckReport, json_output: bool) -> None:
@@ -389,10 +383,10 @@ def _show_check(report: CheckReport, json_output: bool) -> None:
         ("read", "every pixel" if report.decoded else "headers (--decode reads every pixel)"),
     ]
     show(table(str(report.path), ["what", "found"], rows), json_output=json_output)
-    if report.problems:
-        shown = report.problems[:SHOWN_PROBLEMS]
+    shown = report.problems[:SHOWN_PROBLEMS]
+    if shown:
         show(table(f"\n{len(report.problems)} problems", ["file", "problem"], shown), json_output=json_output)
-        if len(report.problems) > len(shown):
-            say(f"... and {len(report.problems) - len(shown)} more: --json lists all.", json_output=json_output)
-    else:
+    if len(report.problems) > len(shown):
+        say(f"... and {len(report.problems) - len(shown)} more: --json lists all.", json_output=json_output)
+    elif not shown:
         say("No problems.", json_output=json_output)

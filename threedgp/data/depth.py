@@ -136,10 +136,10 @@ def _estimate(
         estimator = idle.get()
         try:
             for group in groups.values():
-                missing = not all(photo.made for photo in group)
-                maps = _predict(estimator, group) if missing else [photo.input for photo in group]
-                for photo, prediction in zip(group, maps, strict=True):
-                    done.append(Outcome(photo.job, photo.made) if photo.made else (photo, prediction))
+                done += [Outcome(photo.job, photo.made) for photo in group if photo.made]
+                if not all(photo.made for photo in group):
+                    maps = zip(group, _predict(estimator, group), strict=True)
+                    done += [(photo, prediction) for photo, prediction in maps if not photo.made]
         finally:
             idle.put(estimator)
         return done

@@ -45,37 +45,29 @@ def log_likelihood(
     if not np.isfinite(mean).all():
         raise DataError("Some features are NaN or infinite: delete the feature cache and run the selection again.")
 
-    if num <= block:
-        left, singular, _ = np.linalg.svd(features[rows].astype(np.float64) - mean, full_matrices=False)
-        variance = singular**2 / num
-        scale = _scale(variance, reg_covar, num, dim)
-        distance = num * (left**2) @ (variance * scale)
-    else:
-        triangle: np.ndarray = np.zeros((0, dim))
-        for index in blocks:  # the triangle of a QR has the singular values and right vectors of all rows so far
-            rows_so_far = np.vstack([triangle, features[index].astype(np.float64) - mean])
-            triangle = np.asarray(np.linalg.qr(rows_so_far, mode="r"))
-        _, singular, right = np.linalg.svd(triangle, full_matrices=False)
-        variance = singular**2 / num
-        scale = _scale(variance, reg_covar, num, dim)
-        distance = np.concatenate(
-            [((features[index].astype(np.float64) - mean) @ right.T) ** 2 @ scale for index in blocks]
-        )
-    log_det = np.log(variance + reg_covar).sum()
-    if reg_covar > 0:
-        log_det += (dim - len(variance)) * np.log(reg_covar)
-    return -0.5 * (dim * np.log(2 * np.pi) + log_det + distance)
+    def centred(index: np.ndarray) -> np.ndarray:
+        return features[index].astype(np.float64) - mean
 
-
-def _scale(variance: np.ndarray, reg_covar: float, num: int, dim: int) -> np.ndarray:
-    """1 / (v + reg_covar), after making sure that the covariance can be inverted."""
+    table = centred(blocks[0])
+    for index in blocks[1:]:  # the triangle of a QR has the singular values and right vectors of all rows so far
+        table = np.asarray(np.linalg.qr(np.vstack([table, centred(index)]), mode="r"))
+    left, singular, right = np.linalg.svd(table, full_matrices=False)
+    variance = singular**2 / num
     smallest = variance.max() * dim * np.finfo(np.float64).eps
     if reg_covar == 0 and (num <= dim or variance.min() <= smallest):
         raise DataError(
             f"The covariance of {num} pictures with {dim} features each is singular. Set reg_covar above 0 "
             "(--reg-covar 1e-5 is the published setting)."
         )
-    return 1 / (variance + reg_covar)
+    scale = 1 / (variance + reg_covar)
+    if len(blocks) == 1:
+        distance = num * (left**2) @ (variance * scale)
+    else:
+        distance = np.concatenate([(centred(index) @ right.T) ** 2 @ scale for index in blocks])
+    log_det = np.log(variance + reg_covar).sum()
+    if reg_covar > 0:
+        log_det += (dim - len(variance)) * np.log(reg_covar)
+    return -0.5 * (dim * np.log(2 * np.pi) + log_det + distance)
 
 
 def ranking(likelihood: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from threedgp.data.images import image_size, open_image
@@ -17,16 +15,13 @@ LINE = 18
 PAPER, INK, SOFT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
 
 
-def draw_montage(source: ImageSource, title: str, rows: list[tuple[str, list[str]]]) -> bytes:
+def draw_montage(source: ImageSource, title: str, rows: list[tuple[str, list[str]]]) -> Image.Image:
     """Draw a contact sheet.
 
     Args:
         source: where the pictures are read from; unreadable ones become an empty frame.
         title: first line.
         rows: (caption, names of at most 10 pictures).
-
-    Returns:
-        An encoded PNG.
     """
     width = GAP + COLUMNS * (CELL + GAP)
     height = LINE + 2 * GAP + len(rows) * (LINE + CELL + GAP)
@@ -45,9 +40,7 @@ def draw_montage(source: ImageSource, title: str, rows: list[tuple[str, list[str
             else:
                 sheet.paste(picture, corner)
         top += LINE + CELL + GAP
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+    return sheet
 
 
 def _thumbnail(source: ImageSource, name: str) -> Image.Image | None:

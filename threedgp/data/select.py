@@ -18,7 +18,7 @@ import numpy as np
 
 from threedgp.cores import available_cores
 from threedgp.data.features import FeatureTable, compute_features, find_or_build
-from threedgp.data.images import write_bytes
+from threedgp.data.images import write_bytes, write_image
 from threedgp.data.journal import Job, Outcome, Recorder, digest, do_job, make_place
 from threedgp.data.labels import DATASET_JSON, read_labels
 from threedgp.data.likelihood import keep_count, log_likelihood, parse_ratio, ranking
@@ -242,7 +242,7 @@ def _draw_montages(stage: Stage, table: FeatureTable, scored: list[ClassScores])
         if len(name.encode()) > MAX_NAME_BYTES - len(".png"):
             name = name.encode()[:200].decode(errors="ignore") + digest(name.encode())
         with best_effort(f"Pictures in {folder}", stage.progress):
-            write_bytes(folder / f"{name}.png", draw_montage(stage.found, title, [row for row in rows if row[1]]))
+            write_image(folder / f"{name}.png", draw_montage(stage.found, title, [row for row in rows if row[1]]))
 
     with bar(stage.progress, f"Drawing {folder.name}", len(scored), "classes"):
         for _ in map_ahead(draw, scored, jobs, window=jobs):
