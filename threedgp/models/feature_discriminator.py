@@ -85,6 +85,10 @@ class FeatureDiscriminator(nn.Module):
         low_precision: arithmetic of the frozen part where the device is fast at it; None: float32.
     """
 
+    network: Any  # timm's networks have methods that modules in general have not
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         config: FeatureDiscriminatorConfig,

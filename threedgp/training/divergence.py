@@ -35,26 +35,16 @@ CANDIDATES = 6  # checkpoints that a run may go back to
 
 @dataclass(frozen=True)
 class TickReading:
-    """What the monitor looks at. NaN is a legal value everywhere and None means not measured.
+    """What the monitor looks at. NaN is a legal value everywhere and None means not measured."""
 
-    Attributes:
-        nimg: real images shown at the end of the tick.
-        means: means of the statistics that the phases report, by name.
-        steps, bad_steps: optimiser steps of the tick, and those with a non-finite gradient element.
-        weights_finite: all parameters of the networks and of the average are finite.
-        diversity: how much a fixed set of samples differs; 0 when all are the same.
-        scores: every value of the metrics evaluated at this tick, by name.
-        metric: the main metric among them, if lower is better.
-    """
-
-    nimg: int
-    means: Mapping[str, float] = field(default_factory=dict)
-    steps: int = 1
-    bad_steps: int = 0
-    weights_finite: bool = True
-    diversity: float | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    metric: float | None = None
+    nimg: int  # real images shown at the end of the tick
+    means: Mapping[str, float] = field(default_factory=dict)  # of the statistics that the phases report, by name
+    steps: int = 1  # optimiser steps of the tick,
+    bad_steps: int = 0  # and those with a non-finite gradient element
+    weights_finite: bool = True  # all parameters of the networks and of the average are
+    diversity: float | None = None  # how much a fixed set of samples differs; 0 when all are the same
+    scores: Mapping[str, float] = field(default_factory=dict)  # every value of the metrics evaluated at this tick
+    metric: float | None = None  # the main metric among them, if lower is better
 
     @property
     def losses(self) -> dict[str, float]:
@@ -94,22 +84,14 @@ class Candidate:
 
 @dataclass
 class Memory:
-    """What a monitor remembers of a run, from tick to tick and in checkpoints.
+    """What a monitor remembers of a run, from tick to tick and in checkpoints."""
 
-    Attributes:
-        candidates: checkpoints to go back to, oldest first.
-        rolled_back_nimg: where the run went back to last.
-        streaks: criterion -> count so far, and nimg of the first tick that counted.
-        generator_losses, diversities: of quiet ticks: what is normal.
-        best_metric: lowest value so far.
-    """
-
-    candidates: list[Candidate] = field(default_factory=list)
-    rolled_back_nimg: int | None = None
-    streaks: dict[str, tuple[int, int]] = field(default_factory=dict)
-    generator_losses: list[float] = field(default_factory=list)
-    diversities: list[float] = field(default_factory=list)
-    best_metric: float | None = None
+    candidates: list[Candidate] = field(default_factory=list)  # checkpoints to go back to, oldest first
+    rolled_back_nimg: int | None = None  # where the run went back to last
+    streaks: dict[str, tuple[int, int]] = field(default_factory=dict)  # criterion -> count, nimg of its first tick
+    generator_losses: list[float] = field(default_factory=list)  # of quiet ticks: what is normal
+    diversities: list[float] = field(default_factory=list)  # the same
+    best_metric: float | None = None  # lowest value so far
 
 
 class DivergenceMonitor:

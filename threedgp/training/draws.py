@@ -8,7 +8,7 @@ the micro-batches. A new `stream` gives fresh numbers after a rollback.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 from threedgp.camera.camera import Camera
 from threedgp.camera.priors import CameraPrior
 from threedgp.config.schema import Profile
+from threedgp.metrics.scored_samples import Labels
 from threedgp.training.patches import PatchParams, sample_patches
 from threedgp.training.schedules import ScheduleValues
 
@@ -25,18 +26,6 @@ def derive_seed(*key: int | str) -> int:
     """A well-mixed 63-bit seed of any key, the same on every machine."""
     digest = hashlib.blake2b("/".join(str(part) for part in key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-class Labels(Protocol):
-    """Where fakes get their classes and stored cameras from: the training set."""
-
-    def __len__(self) -> int: ...
-
-    def label(self, index: int) -> Tensor:
-        """float32 [c_dim]."""
-
-    def camera_angles(self, index: int) -> Tensor:
-        """float32 [3] yaw, pitch, roll in radians."""
 
 
 class Fakes(NamedTuple):
@@ -114,11 +103,7 @@ class Draws:
         return sample_patches(count, self.profile.patch_law, self.values, self.generator, group)
 
     def fakes(self, count: int, labels: Tensor | None = None) -> Fakes:
-        """Inputs of the generator. Classes are those of random items, so they are as frequent as in the data.
-
-        Args:
-            labels: [count, c_dim] classes to use instead.
-        """
+        """Inputs of the generator, of classes [count, c_dim] or those of random items: as frequent as in the data."""
         items = torch.randint(len(self.labels), (count,), generator=self.host).tolist()
         c = torch.stack([self.labels.label(i) for i in items]).to(self.device) if labels is None else labels
         angles = None

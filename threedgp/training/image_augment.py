@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,21 +21,13 @@ from threedgp.ops.warp import warp
 NUMBERS = 8  # uniform numbers that one image uses up
 
 
-@dataclass(frozen=True)
-class ImageChanges:
-    """What happens to each image of a batch; the neutral value where a transform was not chosen.
+class ImageChanges(NamedTuple):
+    """What happens to each image of a batch; the neutral value where a transform was not chosen."""
 
-    Attributes:
-        angle: [B] radians by which the content turns clockwise.
-        shift: [B, 2] by which it then moves right and down, in image sides.
-        flip: [B] bool, mirrored left-right before anything else.
-        brightness: [B] added to colours in the range 0..1.
-    """
-
-    angle: Tensor
-    shift: Tensor
-    flip: Tensor
-    brightness: Tensor
+    angle: Tensor  # [B] radians by which the content turns clockwise
+    shift: Tensor  # [B, 2] by which it then moves right and down, in image sides
+    flip: Tensor  # [B] bool, mirrored left-right before anything else
+    brightness: Tensor  # [B] added to colours in the range 0..1
 
 
 def item_numbers(seed: int, epoch: int, items: list[int]) -> Tensor:

@@ -36,7 +36,9 @@ class Statistics:
         """Add every element of `value` to the statistics of `name`."""
         value = torch.as_tensor(value).detach().double()
         count = torch.full_like(value.sum(), float(value.numel()))
-        sums = torch.stack([count, value.sum(), value.square().sum()])  # [3]
+        self._add(name, torch.stack([count, value.sum(), value.square().sum()]))
+
+    def _add(self, name: str, sums: torch.Tensor) -> None:
         self._sums[name] = self._sums[name].to(sums.device) + sums if name in self._sums else sums
 
     def state_dict(self) -> dict[str, list[float]]:
@@ -45,15 +47,14 @@ class Statistics:
 
     def load_state_dict(self, states: Sequence[Mapping[str, Sequence[float]]], world: World) -> None:
         """Continue with the sums of earlier processes: each its own, or the first all if there were others."""
-        if len(states) != world.size and not world.is_main:
-            states = []
-        elif len(states) == world.size:
+        if len(states) == world.size:
             states = [states[world.rank]]
+        elif not world.is_main:
+            states = []
         self._sums = {}
         for state in states:
             for name, sums in state.items():
-                added = torch.tensor(sums, dtype=torch.float64)
-                self._sums[name] = self._sums[name] + added if name in self._sums else added
+                self._add(name, torch.tensor(sums, dtype=torch.float64))
 
     def collect(self, world: World) -> dict[str, Moments]:
         """Moments of everything reported since the last call, equal on all processes, sorted by name."""
@@ -106,9 +107,10 @@ class RunLog:
 
     def tick(self, nimg: int, moments: dict[str, Moments]) -> None:
         """Write the statistics of a tick; NaN and infinity become null in the JSON line."""
-        self.event(
-            "tick", nimg, statistics={n: [_finite(m.mean), _finite(m.std), m.number] for n, m in moments.items()}
-        )
+        numbers = {
+            name: [value if math.isfinite(value) else None for value in moment] for name, moment in moments.items()
+        }
+        self.event("tick", nimg, statistics=numbers)
         self.scalars(nimg, {name: m.mean for name, m in moments.items()})
 
     def event(self, kind: str, nimg: int, **values: Any) -> None:
@@ -125,7 +127,6 @@ class RunLog:
             self._wandb.log({**values, "kimg": nimg / 1000})
 
     def close(self) -> None:
-        """Close everything."""
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -174,7 +175,3 @@ def require_wandb() -> Any:
     except ImportError:
         raise UsageError("--wandb needs the package wandb. Install it with: pip install wandb") from None
     return wandb
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -37,8 +37,7 @@ CAMERA_SAMPLES = 1024
 JPEG_QUALITY = 95
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """The scores of one checkpoint.
 
     Attributes:
@@ -111,10 +110,10 @@ class Observer:
         with atomic_path(self.run.samples / f"{checkpoint_name(nimg)}-cameras.png") as path:
             sheet.save(path)
         if self.log is not None:
-            means = {f"Camera_dist/{name}_mean": after[:, k].mean().item() for k, name in enumerate(PARAMETERS)}
-            stds = {f"Camera_dist/{name}_std": after[:, k].std().item() for k, name in enumerate(PARAMETERS)}
-            self.log.event("cameras", nimg, **means, **stds)
-            self.log.scalars(nimg, means | stds)
+            values = {f"Camera_dist/{name}_mean": after[:, k].mean().item() for k, name in enumerate(PARAMETERS)}
+            values |= {f"Camera_dist/{name}_std": after[:, k].std().item() for k, name in enumerate(PARAMETERS)}
+            self.log.event("cameras", nimg, **values)
+            self.log.scalars(nimg, values)
 
     # ---------------------------------------------------------------------------------------------------------- scores
 

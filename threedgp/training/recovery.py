@@ -32,27 +32,18 @@ BEYOND = 2.0  # trouble is over when a checkpoint this far beyond it has proved 
 
 @dataclass(frozen=True)
 class Rollback:
-    """One decision.
+    """One decision."""
 
-    Attributes:
-        source: images seen at the checkpoint to load; 0: start afresh.
-        stream: number of the random stream to continue with, never used before in this run.
-        attempt: 1, 2, 3, ... for the same stretch.
-        learning_rate, gamma: factors of both learning rates and of the gradient penalty's weight from here on.
-        nimg, first_nimg, criterion, values: what was seen, see `Trigger`.
-        time: of the decision, seconds since 1970.
-    """
-
-    source: int
-    stream: int
-    attempt: int
-    learning_rate: float
-    gamma: float
-    nimg: int
+    source: int  # images seen at the checkpoint to load; 0: start afresh
+    stream: int  # number of the random stream to continue with, never used before in this run
+    attempt: int  # 1, 2, 3, ... for the same stretch
+    learning_rate: float  # factor of both learning rates from here on
+    gamma: float  # and of the gradient penalty's weight
+    nimg: int  # this and the next three: what was seen, see `Trigger`
     first_nimg: int
     criterion: str
     values: dict[str, Any]
-    time: float
+    time: float  # of the decision, seconds since 1970
 
 
 class Recovery:

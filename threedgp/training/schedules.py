@@ -33,31 +33,18 @@ def linear(t: float, start: float, end: float, duration: float, begin: float = 0
 
 @dataclass(frozen=True)
 class ScheduleValues:
-    """All scheduled values of one iteration.
+    """All scheduled values of one iteration."""
 
-    Attributes:
-        kimg: thousands of real images shown.
-        patch_beta: second parameter of the Beta(1, beta) distribution of patch scales; near 0: whole images.
-        patch_min_scale: smallest patch scale; annealed from the largest, except for `beta`, which anneals its shape.
-        distillation_weight: of the discriminator's feature prediction loss, fading to 0.
-        transport_multiplier: 0..1, of the camera transport distance.
-        spoof_probability: that the generator is conditioned on another sample's camera angles.
-        density_noise_std: of the noise on raw densities, fading to 0.
-        depth_progress: 0..1, of the depth adaptor from choosing its levels uniformly to preferring the last ones.
-        blur_sigma: of the discriminator's input in pixels, fading to 0.
-        coarseness: fakes have a ray for so many pixels in each direction, 2 at first and then 1.
-    """
-
-    kimg: float
-    patch_beta: float
-    patch_min_scale: float
-    distillation_weight: float
-    transport_multiplier: float
-    spoof_probability: float
-    density_noise_std: float
-    depth_progress: float
-    blur_sigma: float
-    coarseness: int
+    kimg: float  # thousands of real images shown
+    patch_beta: float  # second parameter of the Beta(1, beta) distribution of patch scales; near 0: whole images
+    patch_min_scale: float  # annealed from the largest scale, except for `beta`, which anneals its shape
+    distillation_weight: float  # of the discriminator's feature prediction loss, fading to 0
+    transport_multiplier: float  # 0..1, of the camera transport distance
+    spoof_probability: float  # that the generator is conditioned on another sample's camera angles
+    density_noise_std: float  # of the noise on raw densities, fading to 0
+    depth_progress: float  # 0..1, of the depth adaptor from choosing its levels uniformly to preferring the last ones
+    blur_sigma: float  # of the discriminator's input in pixels, fading to 0
+    coarseness: int  # fakes have a ray for so many pixels in each direction, 2 at first and then 1
 
 
 def schedule_values(nimg: float, profile: Profile) -> ScheduleValues:

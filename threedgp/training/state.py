@@ -30,23 +30,14 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 
 @dataclass
 class Counters:
-    """Where a run is. All draws and the data order follow from these, so no generator state has to be stored.
+    """Where a run is. All draws and the data order follow from these, so no generator state has to be stored."""
 
-    Attributes:
-        nimg: real images shown.
-        iteration: optimiser steps of the discriminator.
-        tick: number of finished ticks.
-        tick_nimg: nimg at the end of the last tick.
-        position: items of the data order consumed since `stream` began.
-        stream: number of the random stream; a rollback takes a new one.
-    """
-
-    nimg: Count = 0
-    iteration: Count = 0
-    tick: Count = 0
-    tick_nimg: Count = 0
-    position: Count = 0
-    stream: Count = 0
+    nimg: Count = 0  # real images shown
+    iteration: Count = 0  # optimiser steps of the discriminator
+    tick: Count = 0  # finished ticks
+    tick_nimg: Count = 0  # nimg at the end of the last tick
+    position: Count = 0  # items of the data order consumed since `stream` began
+    stream: Count = 0  # number of the random stream; a rollback takes a new one
 
 
 class PlainState(BaseModel):
