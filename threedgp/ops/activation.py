@@ -7,7 +7,7 @@ the variance of a unit-normal input near one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from threedgp.ops import native
 
 
-@dataclass(frozen=True)
-class Activation:
+class Activation(NamedTuple):
     """A pointwise function `apply(x, alpha)` with its default negative slope `alpha` and default `gain`."""
 
     apply: Callable[[torch.Tensor, float], torch.Tensor]

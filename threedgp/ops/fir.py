@@ -57,11 +57,6 @@ def setup_filter(
     return f * gain ** (f.ndim / 2)
 
 
-def _filter_size(f: torch.Tensor) -> tuple[int, int]:
-    """(width, height) of a filter made by `setup_filter`."""
-    return f.shape[-1], f.shape[0]
-
-
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     x, y = (value, value) if isinstance(value, int) else value
     return x, y
@@ -69,12 +64,8 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """One number, (x, y) or (x0, x1, y0, y1) -> (x0, x1, y0, y1)."""
-    values = [padding] if isinstance(padding, int) else list(padding)
-    if len(values) == 1:
-        values = values * 4
-    elif len(values) == 2:
-        values = [values[0], values[0], values[1], values[1]]
-    x0, x1, y0, y1 = values
+    values = (padding,) if isinstance(padding, int) else tuple(padding)
+    x0, x1, y0, y1 = {1: values * 4, 2: (*values[:1] * 2, *values[1:] * 2)}.get(len(values), values)
     return x0, x1, y0, y1
 
 
@@ -157,58 +148,52 @@ def _separate(
     return taps_x.float(), (taps_y * gain).float()
 
 
+def _centred(f: torch.Tensor, up: int, down: int, padding: int | Sequence[int] = 0) -> list[int]:
+    """(x0, x1, y0, y1) in upsampled pixels that keep an image centred while filter and factors change it.
+
+    Args:
+        padding: extra.
+    """
+    if up == down == 1:
+        before = [n // 2 for n in f.shape]
+        after = [(n - 1) // 2 for n in f.shape]
+    else:
+        before = [(n + up - 1) // 2 * (up > 1) + (n - down + 1) // 2 * (down > 1) for n in f.shape]
+        after = [(n - up) // 2 * (up > 1) + (n - down) // 2 * (down > 1) for n in f.shape]
+    sides = before[-1], after[-1], before[0], after[0]
+    return [side + extra for side, extra in zip(sides, _four(padding), strict=True)]
+
+
 def upsample2d(
     x: torch.Tensor,
     f: torch.Tensor,
-    up: int | Sequence[int] = 2,
+    up: int = 2,
     *,
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1.0,
 ) -> torch.Tensor:
     """Enlarge `up` times, [B, C, H, W] -> [B, C, H·up, W·up]; `padding` is extra, as in `upfirdn2d`."""
-    up_x, up_y = _pair(up)
-    fw, fh = _filter_size(f)
-    x0, x1, y0, y1 = _four(padding)
-    padding = (x0 + (fw + up_x - 1) // 2, x1 + (fw - up_x) // 2, y0 + (fh + up_y - 1) // 2, y1 + (fh - up_y) // 2)
-    return upfirdn2d(x, f, up=up, padding=padding, flip_filter=flip_filter, gain=gain * up_x * up_y)
+    padding = _centred(f, up, 1, padding)
+    return upfirdn2d(x, f, up=up, padding=padding, flip_filter=flip_filter, gain=gain * up**2)
 
 
 def downsample2d(
     x: torch.Tensor,
     f: torch.Tensor,
-    down: int | Sequence[int] = 2,
+    down: int = 2,
     *,
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1.0,
 ) -> torch.Tensor:
     """Shrink `down` times, [B, C, H, W] -> [B, C, H//down, W//down]; `padding` is extra, as in `upfirdn2d`."""
-    down_x, down_y = _pair(down)
-    fw, fh = _filter_size(f)
-    x0, x1, y0, y1 = _four(padding)
-    padding = (
-        x0 + (fw - down_x + 1) // 2,
-        x1 + (fw - down_x) // 2,
-        y0 + (fh - down_y + 1) // 2,
-        y1 + (fh - down_y) // 2,
-    )
-    return upfirdn2d(x, f, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(x, f, down=down, padding=_centred(f, 1, down, padding), flip_filter=flip_filter, gain=gain)
 
 
-def filter2d(
-    x: torch.Tensor,
-    f: torch.Tensor,
-    *,
-    padding: int | Sequence[int] = 0,
-    flip_filter: bool = False,
-    gain: float = 1.0,
-) -> torch.Tensor:
-    """Filter without changing the size of [B, C, H, W]; `padding` is extra, as in `upfirdn2d`."""
-    fw, fh = _filter_size(f)
-    x0, x1, y0, y1 = _four(padding)
-    padding = (x0 + fw // 2, x1 + (fw - 1) // 2, y0 + fh // 2, y1 + (fh - 1) // 2)
-    return upfirdn2d(x, f, padding=padding, flip_filter=flip_filter, gain=gain)
+def filter2d(x: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
+    """Filter without changing the size of [B, C, H, W]."""
+    return upfirdn2d(x, f, padding=_centred(f, 1, 1))
 
 
 def _convolve_pixels(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -264,11 +249,7 @@ def conv2d_resample(
         raise ValueError("resampling needs a filter")
 
     kernel = weight.shape[-1]
-    fw, fh = _filter_size(f)
-    extra0 = [(n + up - 1) // 2 * (up > 1) + (n - down + 1) // 2 * (down > 1) for n in (fw, fh)]
-    extra1 = [(n - up) // 2 * (up > 1) + (n - down) // 2 * (down > 1) for n in (fw, fh)]
-    pad = [padding + extra0[0], padding + extra1[0], padding + extra0[1], padding + extra1[1]]
-
+    pad = _centred(f, up, down, padding)
     if kernel == 1 and down == 1:
         return upfirdn2d(conv2d_resample(x, weight, groups=groups), f, up=up, padding=pad, gain=up**2)
     if kernel == 1 and up == 1:

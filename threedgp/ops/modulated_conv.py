@@ -75,8 +75,9 @@ def modulated_conv2d_act(
     The native form does everything behind the convolution in one pass. Arguments as in the two functions.
     """
     if native.library(x, weight, styles, bias, noise) is None:
-        options = {"up": up, "padding": padding, "resample_filter": resample_filter, "flip_weight": flip_weight}
-        x = modulated_conv2d(x, weight, styles, noise, **options)
+        x = modulated_conv2d(
+            x, weight, styles, noise, up=up, padding=padding, resample_filter=resample_filter, flip_weight=flip_weight
+        )
         return bias_act(x, bias, "lrelu", gain=gain, clamp=clamp)
     y, scale = _modulated(x, weight, styles, up, padding, resample_filter, True, flip_weight)
     return torch.ops.threedgp.scaled_act(y, scale, bias, noise, 0.2, gain, -1.0 if clamp is None else clamp)

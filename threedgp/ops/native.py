@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
+from ninja import BIN_DIR
 from torch import Tensor
 
 from threedgp.files import cache_folder, sha256_of
@@ -39,10 +41,8 @@ def library(*tensors: Tensor | None) -> Any:
     """The native operations, if they exist here and can work on these tensors; else None."""
     if _disabled or torch.compiler.is_compiling():
         return None
-    for tensor in tensors:
-        if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype not in TYPES):
-            return None
-    return _load()
+    fit = all(tensor is None or (tensor.device.type == "cpu" and tensor.dtype in TYPES) for tensor in tensors)
+    return _load() if fit else None
 
 
 def allowed() -> bool:
@@ -131,7 +131,7 @@ def _built() -> Path:
     target = folder / f"threedgp-{key.hexdigest()[:20]}.so"
     if not _is_whole(target):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock"):
+        with FileLock(folder / "lock"):  # the system opens it when its holder dies
             if not _is_whole(target):  # another process may have been faster
                 _compile(compiler, [path for path in sources if path.suffix == ".cpp"], target)
     return target
@@ -158,21 +158,6 @@ CPU_COMPUTES_BFLOAT16 = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_proc
 """Whether this processor has instructions for bfloat16, which is up to ten times slower than float32 without them."""
 
 
-def _locked(path: Path):
-    """A lock between processes that a killed one cannot leave behind."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def hold():
-        import fcntl
-
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    return hold()
-
-
 def _compile(compiler: str, sources: list[Path], target: Path) -> None:
     log.warning("Compiling fast operations for this processor, which takes a moment the first time")
     flags = list(FLAGS)
@@ -184,41 +169,25 @@ def _compile(compiler: str, sources: list[Path], target: Path) -> None:
     for left in target.parent.glob(f"{BUILD}*"):  # by a killed compilation: who holds the lock is the only one
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=BUILD) as work:
-        root = Path(torch.__file__).parent / "include"
-        includes = [f"-isystem{path}" for path in (root, root / "torch" / "csrc" / "api" / "include")]
+        root = Path(torch.__file__).parent
+        includes = f"-isystem{root}/include -isystem{root}/include/torch/csrc/api/include"
         abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-        libraries = Path(torch.__file__).parent / "lib"
+        link = f"-L{root}/lib" + (" -undefined dynamic_lookup" if platform.system() == "Darwin" else "")
         lines = [
             "ninja_required_version = 1.5",
             f"cxx = {compiler}",
-            f"flags = -fPIC {abi} {' '.join(includes)} {' '.join(flags)}",
-            "rule compile\n  command = $cxx $flags -c $in -o $out",
-            "rule link\n  command = $cxx -shared $in -L"
-            + str(libraries)
-            + (" -undefined dynamic_lookup" if platform.system() == "Darwin" else "")
-            + " -lc10 -ltorch_cpu -o $out",
+            f"rule compile\n  command = $cxx -fPIC {abi} {includes} {' '.join(flags)} -c $in -o $out",
+            f"rule link\n  command = $cxx -shared $in {link} -lc10 -ltorch_cpu -o $out",
         ]
         objects = [f"{source.stem}.o" for source in sources]
         lines += [f"build {made}: compile {source}" for made, source in zip(objects, sources, strict=True)]
         lines += [f"build library.so: link {' '.join(objects)}", "default library.so", ""]
         (Path(work) / "build.ninja").write_text("\n".join(lines))
         end = functools.partial(end_with, os.getpid(), signal.SIGTERM)  # ninja then ends its compilers
-        result = subprocess.run([*_ninja(), "-C", work], capture_output=True, text=True, preexec_fn=end)
+        result = subprocess.run([f"{BIN_DIR}/ninja", "-C", work], capture_output=True, text=True, preexec_fn=end)
         if result.returncode:
             log.debug("%s", result.stdout + result.stderr)
             raise OSError("the native operations do not compile here (set logging to debug for the compiler's output)")
         made = Path(work) / "library.so"
         target.with_suffix(CHECKSUM).write_text(sha256_of(made))  # half of it fits no library either
         os.replace(made, target)
-
-
-def _ninja() -> list[str]:
-    try:
-        import ninja
-
-        return [str(Path(ninja.BIN_DIR) / "ninja")]
-    except ImportError:
-        found = shutil.which("ninja")
-        if found is None:
-            raise OSError("ninja is missing (pip install ninja)") from None
-        return [found]
