@@ -160,7 +160,7 @@ class WorkOptions:
     def world(self) -> Iterator[World]:
         """This process's place; starts the others first if several are asked for."""
         from threedgp.errors import ThreeDGPError
-        from threedgp.launch.plan import choose_launch
+        from threedgp.launch.options import choose_launch
         from threedgp.processes import join_world
 
         launch = choose_launch(gpus=self.gpus, procs=self.procs)
@@ -257,7 +257,7 @@ def _specs(
 def _training_set(place: Workspace, run: Run) -> tuple[Path | None, str]:
     """The run's training set, or None and the reason why it is not here."""
     from threedgp.errors import ThreeDGPError
-    from threedgp.launch.here import training_data
+    from threedgp.runs.training_set import training_data
 
     try:
         return training_data(place, run.profile, run), ""
@@ -366,11 +366,11 @@ def classes(
     from threedgp.config.workspace import Workspace
     from threedgp.data.dataset import open_training_set
     from threedgp.files import best_effort
-    from threedgp.launch.here import training_data
     from threedgp.metrics.class_scores import score_classes
     from threedgp.metrics.scored_samples import Sampler
     from threedgp.processes import choose_device
     from threedgp.runs.run import find_checkpoint, load_generator
+    from threedgp.runs.training_set import training_data
 
     place, listener = Workspace.find(model.workspace), progress()
     run, path = find_checkpoint(place, model.target, model.checkpoint, listener)

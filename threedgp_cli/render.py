@@ -416,7 +416,7 @@ def load_model(
 def _training_set(place: Workspace, run: Run) -> Path | None:
     """The run's training set, where it is still at hand."""
     from threedgp.errors import ThreeDGPError
-    from threedgp.launch.here import training_data
+    from threedgp.runs.training_set import training_data
 
     try:
         path = training_data(place, run.profile, run)

@@ -31,7 +31,7 @@ from threedgp_cli.console import (
 
 if TYPE_CHECKING:
     from threedgp.config.schema import Profile
-    from threedgp.launch.here import LaunchOptions
+    from threedgp.launch.options import LaunchOptions
     from threedgp.launch.plan import Plan
     from threedgp.launch.slurm import SlurmOptions
     from threedgp.runs.run import Run
@@ -93,7 +93,7 @@ class StartOptions:
 
     def launch(self) -> LaunchOptions:
         """Where to train."""
-        from threedgp.launch.plan import choose_launch
+        from threedgp.launch.options import choose_launch
 
         return choose_launch(
             gpus=self.gpus,

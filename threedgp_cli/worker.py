@@ -17,7 +17,8 @@ def main(folder: str, options: str = "{}") -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
     from threedgp.errors import ThreeDGPError
-    from threedgp.launch.here import LaunchOptions, StopRequest, stop_on_signals, train_here
+    from threedgp.launch.here import StopRequest, stop_on_signals, train_here
+    from threedgp.launch.options import LaunchOptions
     from threedgp.progress import NULL_PROGRESS
     from threedgp.runs.run import STOP_FILE, Run
 

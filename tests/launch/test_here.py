@@ -13,14 +13,14 @@ from threedgp.errors import DataError, UsageError
 from threedgp.files import read_json, write_json
 from threedgp.launch.here import (
     STOP_SIGNALS,
-    LaunchOptions,
     StopRequest,
     require_free,
     stop_on_signals,
     train_here,
-    training_data,
 )
+from threedgp.launch.options import LaunchOptions
 from threedgp.progress import NullProgress
+from threedgp.runs.training_set import training_data
 
 
 @pytest.fixture

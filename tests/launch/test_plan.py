@@ -11,11 +11,10 @@ from tests.training.small import tiny_profile
 from tests.training.tiny_runs import OVERRIDES, make_run, make_workspace
 from threedgp.config.profile import load_profile
 from threedgp.errors import CheckpointError, ConfigError, DataError, UsageError
-from threedgp.launch.here import LaunchOptions
 from threedgp.launch.memory import estimate_memory
+from threedgp.launch.options import LaunchOptions, choose_launch
 from threedgp.launch.plan import (
     change_profile,
-    choose_launch,
     cpu_processes,
     keep_profile,
     open_run,

@@ -9,7 +9,8 @@ import pytest
 from tests.training.tiny_runs import make_run
 from threedgp.config.workspace import Workspace
 from threedgp.errors import ThreeDGPError
-from threedgp.launch.here import LaunchOptions, StopRequest
+from threedgp.launch.here import StopRequest
+from threedgp.launch.options import LaunchOptions
 from threedgp.launch.several import explain, run_workers
 from threedgp.launcher import Failure, NoMeeting, WorkersFailed
 

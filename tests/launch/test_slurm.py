@@ -16,7 +16,7 @@ import pytest
 from tests.training.tiny_runs import make_run, make_workspace
 from threedgp.config.workspace import Workspace
 from threedgp.errors import MissingExtraError, ThreeDGPError, UsageError
-from threedgp.launch.here import LaunchOptions
+from threedgp.launch.options import LaunchOptions
 from threedgp.launch.slurm import (
     SlurmOptions,
     TrainingJob,
@@ -25,7 +25,6 @@ from threedgp.launch.slurm import (
     resume_arguments,
     sbatch_script,
     submit,
-    training_job,
 )
 from threedgp.runs.run import Run
 
@@ -117,7 +116,7 @@ def test_a_job_names_everything_it_needs(tmp_path, monkeypatch):
     assert arguments == [
         "run", "--workspace", str(tmp_path), "--gpus", "4", "--data", str(tmp_path / "set.zip"), "--wandb", "project",
     ]  # fmt: skip
-    job = pickle.loads(pickle.dumps(training_job(run, LaunchOptions(2))))
+    job = pickle.loads(pickle.dumps(TrainingJob(str(run.folder.resolve()), resume_arguments(run, LaunchOptions(2)), 1)))
     assert (job.folder, job.nodes) == (str(run.folder.resolve()), 1)
     assert job.arguments[-2:] == ["--procs", "2"]
 
@@ -192,7 +191,7 @@ def test_a_warned_job_saves_requeues_itself_and_goes_on_to_the_end(tmp_path, mon
     run = make_run(make_workspace(tmp_path), "run", "training.kimg=2.0", "training.tick_kimg=0.032")
     executor = submitit.LocalExecutor(run.folder / "slurm")
     executor.update_parameters(timeout_min=5, signal_delay_s=1)
-    job = executor.submit(training_job(run, CPU))
+    job = executor.submit(TrainingJob(str(run.folder), resume_arguments(run, CPU), 1))
     wait_until(lambda: len(run.checkpoints()) >= 2)
     reached = int(run.checkpoints()[-1].name)
     os.kill(parent_of(run.holder()["pid"]), signal.SIGUSR2)

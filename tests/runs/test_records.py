@@ -15,12 +15,12 @@ import pytest
 
 from threedgp.config.workspace import Workspace
 from threedgp.errors import DataError
-from threedgp.launch.here import require_same_data, training_data
 from threedgp.launch.plan import outcome
 from threedgp.runs.charts import line_chart, ticks
 from threedgp.runs.report import curves
 from threedgp.runs.run import Run
 from threedgp.runs.summary import summarize_all
+from threedgp.runs.training_set import require_same_data, training_data
 from threedgp_cli.main import app
 
 OLD_RUN = Path(__file__).parent / "old_run"

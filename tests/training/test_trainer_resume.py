@@ -20,7 +20,8 @@ from tests.training.tiny_runs import (
 )
 from threedgp.errors import CheckpointError, DataError, DivergenceError
 from threedgp.files import read_json, read_json_lines, write_json
-from threedgp.launch.here import LaunchOptions, StopRequest, train_here
+from threedgp.launch.here import StopRequest, train_here
+from threedgp.launch.options import LaunchOptions
 from threedgp.launch.plan import change_profile, outcome
 from threedgp.runs.catalog import manifest_digest, verify_checkpoint
 

@@ -17,7 +17,8 @@ from PIL import Image
 from tests.training.small import tiny_profile
 from threedgp.config.workspace import Workspace
 from threedgp.files import write_json
-from threedgp.launch.here import LaunchOptions, train_here
+from threedgp.launch.here import train_here
+from threedgp.launch.options import LaunchOptions
 from threedgp.launcher import MEETING
 from threedgp.progress import NullProgress
 from threedgp.runs import catalog, checkpoint

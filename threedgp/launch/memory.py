@@ -9,6 +9,9 @@ import torch
 from threedgp.camera.camera import Camera
 from threedgp.config.schema import Profile
 from threedgp.models.build import build_discriminator, build_generator
+from threedgp.models.discriminator import Discriminator
+from threedgp.models.generator import Generator
+from threedgp.models.stylegan2 import StyleGAN2Generator
 
 STATE_COPIES = {"G": 5, "D": 4}  # weights, gradients, two Adam moments, and for G the weight average; float32
 
@@ -31,7 +34,8 @@ def estimate_memory(profile: Profile, micro_batch: int) -> Memory:
     keeps for its gradients. Temporary buffers of single operations come on top.
     """
     with torch.device("meta"):
-        networks = {"G": build_generator(profile), "D": build_discriminator(profile)}
+        G, D = build_generator(profile), build_discriminator(profile)
+        networks: dict[str, torch.nn.Module] = {"G": G, "D": D}
         parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
         own = {p.untyped_storage()._cdata for network in networks.values() for p in network.parameters()}
         kept: dict[int, torch.Tensor] = {}
@@ -41,20 +45,21 @@ def estimate_memory(profile: Profile, micro_batch: int) -> Memory:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            _generator_step(profile, networks["G"], networks["D"], micro_batch)
+            _generator_step(profile, G, D, micro_batch)
     activations = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
     state = sum(4 * STATE_COPIES[name] * count for name, count in parameters.items())
     return Memory(state, activations, parameters)
 
 
-def _generator_step(profile: Profile, G: torch.nn.Module, D: torch.nn.Module, batch: int) -> torch.Tensor:
+def _generator_step(profile: Profile, G: Generator | StyleGAN2Generator, D: Discriminator, batch: int) -> torch.Tensor:
     """The forward pass of the generator's phase on tensors without contents."""
     z, c, angles, pair = (torch.empty(batch, size) for size in (G.z_dim, G.c_dim, 3, 2))
     ws = G.mapping(z, c, angles)
-    if profile.model.kind == "stylegan2":
+    if isinstance(G, StyleGAN2Generator):
         images = G.synthesize(ws)
     else:
         camera = G.adapt_camera(Camera.from_vector(torch.empty(batch, 8)), z, c)
-        patches = {"patch_scales": pair, "patch_offsets": pair} if profile.training.patch.enabled else {}
-        images = G.synthesize(ws, camera, concat_depth=profile.training.use_depth, **patches).img
+        patch = pair if profile.training.patch.enabled else None
+        options = {"patch_scales": patch, "patch_offsets": patch}
+        images = G.synthesize(ws, camera, concat_depth=profile.training.use_depth, **options).img
     return D(images, c, pair, pair, angles, False).logits.sum()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from threedgp.config.profile import override_profile, save_profile
 from threedgp.config.rules import batch_split
@@ -17,13 +14,14 @@ from threedgp.config.workspace import Workspace
 from threedgp.cores import available_cores
 from threedgp.data.dataset import open_training_set
 from threedgp.errors import CheckpointError, ConfigError, UsageError
-from threedgp.launch.here import LaunchOptions, record_data, require_same_data, training_data
 from threedgp.launch.memory import Memory, estimate_memory
+from threedgp.launch.options import LaunchOptions
 from threedgp.ops import native
 from threedgp.rendering.frustum import check_viewing_frustum
 from threedgp.runs.catalog import NewerCheckpointError, checkpoint_nimg, read_manifest
 from threedgp.runs.checkpoint import check_profile
 from threedgp.runs.run import CLOCK_FILE, DONE_FILE, Run, check_run_name
+from threedgp.runs.training_set import record_data, require_same_data, training_data
 from threedgp.training.trainer import Clock
 
 
@@ -45,28 +43,55 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each line of the table."""
-        profile, training = self.profile, self.profile.training
-        classes = f", {profile.data.num_classes} classes" if profile.data.num_classes else ""
+        profile, training, patch = self.profile, self.profile.training, self.profile.training.patch
+        start, left = "new", 1000 * training.kimg
+        if self.resumes_at is not None:
+            start, left = f"goes on at {self.resumes_at / 1000:g} thousand images", max(left - self.resumes_at, 0)
+        losses = [profile.loss.adversarial.replace("_", "-"), f"R1 {profile.gamma:g}"]
         if profile.loss.adversarial == "relativistic":
-            penalty = f"R1 {profile.gamma:g} and R2 {profile.gamma_fake:g}"
-        else:
-            penalty = f"R1 {profile.gamma:g}"
-        losses = [profile.loss.adversarial.replace("_", "-"), penalty]
+            losses[1] += f" and R2 {profile.gamma_fake:g}"
         losses += ["distillation"] * (profile.loss.distillation.weight > 0)
         losses += ["depth"] * training.use_depth + ["learned cameras"] * training.learn_camera
-        micro = "" if self.micro_batch == self.per_process else f", {self.micro_batch} at a time"
-        counts = self.memory.parameters.items()
+        schedule = {"checkpoint": training.snapshot_ticks, "samples": training.image_ticks}
+        if training.metrics:
+            schedule[", ".join(training.metrics)] = training.metric_ticks
+        precision = profile.precision
+        if precision == "bf16" and self.options.device == "cpu" and not native.CPU_COMPUTES_BFLOAT16:
+            precision = "fp32 because this processor has no bf16"
         return [
-            ("run", f"{self.folder} ({self._start_text()})"),
+            ("run", f"{self.folder} ({start})"),
             ("profile", f"{profile.name}: {profile.description}" if profile.description else profile.name),
-            ("data", f"{self.data}: {self.images:,} images{', mirrored' if profile.data.mirror else ''}{classes}"),
-            ("size", f"{profile.data.resolution}x{profile.data.resolution}{self._patch_text()}"),
-            ("networks", ", ".join(f"{name} {_count(count)} parameters" for name, count in counts)),
+            (
+                "data",
+                f"{self.data}: {self.images:,} images{', mirrored' if profile.data.mirror else ''}"
+                + (f", {profile.data.num_classes} classes" if profile.data.num_classes else ""),
+            ),
+            (
+                "size",
+                f"{profile.data.resolution}x{profile.data.resolution}"
+                + (f" in patches of {patch.resolution}x{patch.resolution}" if patch.enabled else ""),
+            ),
+            (
+                "networks",
+                ", ".join(f"{name} {_count(count)} parameters" for name, count in self.memory.parameters.items()),
+            ),
             ("loss", ", ".join(losses)),
-            ("length", self._length_text()),
-            ("schedule", self._schedule_text()),
-            ("processes", f"{self._processes_text()}, {self._precision_text()}"),
-            ("batch", f"{training.batch_size} = {self.options.world_size} x {self.per_process}{micro}"),
+            (
+                "length",
+                f"{training.kimg:g} thousand images, {-(-left // training.batch_size):,.0f} iterations"
+                + ("" if self.resumes_at is None else " left"),
+            ),
+            (
+                "schedule",
+                f"report every {training.tick_kimg:g} thousand images, "
+                + ", ".join(f"{what} every {training.tick_kimg * ticks:g}" for what, ticks in schedule.items()),
+            ),
+            ("processes", f"{self.options.text}, {precision}"),
+            (
+                "batch",
+                f"{training.batch_size} = {self.options.world_size} x {self.per_process}"
+                + ("" if self.micro_batch == self.per_process else f", {self.micro_batch} at a time"),
+            ),
             (
                 "memory",
                 f"about {_bytes(self.memory.state + self.memory.activations)} per process: weights and optimisers "
@@ -89,78 +114,6 @@ class Plan:
             "profile": self.profile.model_dump(),
             "notes": self.notes,
         }
-
-    def _start_text(self) -> str:
-        return "new" if self.resumes_at is None else f"goes on at {self.resumes_at / 1000:g} thousand images"
-
-    def _patch_text(self) -> str:
-        patch = self.profile.training.patch
-        return f" in patches of {patch.resolution}x{patch.resolution}" if patch.enabled else ""
-
-    def _precision_text(self) -> str:
-        if self.profile.precision == "bf16" and self.options.device == "cpu" and not native.CPU_COMPUTES_BFLOAT16:
-            return "fp32 because this processor has no bf16"
-        return self.profile.precision
-
-    def _length_text(self) -> str:
-        training = self.profile.training
-        left = max(1000 * training.kimg - (self.resumes_at or 0), 0)
-        total = f"{training.kimg:g} thousand images"
-        iterations = -(-left // training.batch_size)
-        return f"{total}, {iterations:,.0f} iterations{'' if self.resumes_at is None else ' left'}"
-
-    def _schedule_text(self) -> str:
-        training = self.profile.training
-        entries = [f"report every {training.tick_kimg:g} thousand images"]
-        entries.append(f"checkpoint every {training.tick_kimg * training.snapshot_ticks:g}")
-        entries.append(f"samples every {training.tick_kimg * training.image_ticks:g}")
-        if training.metrics:
-            entries.append(f"{', '.join(training.metrics)} every {training.tick_kimg * training.metric_ticks:g}")
-        return ", ".join(entries)
-
-    def _processes_text(self) -> str:
-        options = self.options
-        kind = {"cuda": "GPU", "cpu": "CPU process"}[options.device]
-        plural = "es" if options.device == "cpu" else "s"
-        count = f"{options.processes} {kind}{plural if options.processes > 1 else ''}"
-        return f"{count} on each of {options.nodes} machines" if options.nodes > 1 else count
-
-
-def choose_launch(
-    *,
-    gpus: int | None = None,
-    procs: int | None = None,
-    nodes: int = 1,
-    rendezvous: str | None = None,
-    data: str | None = None,
-    wandb: str | None = None,
-    elsewhere: bool = False,
-) -> LaunchOptions:
-    """Decide where to train: the GPUs asked for, one GPU if there is any, else the CPU.
-
-    Args:
-        elsewhere: the run will start on other machines than this one, whose GPUs do not matter then.
-
-    Raises:
-        UsageError: options contradict each other, or there are fewer GPUs than asked for.
-    """
-    if gpus is not None and procs is not None:
-        raise UsageError("--gpus and --procs exclude each other: --procs starts processes on CPUs.")
-    if elsewhere:
-        return LaunchOptions(procs or gpus or 1, "cpu" if procs else "cuda", nodes, rendezvous, data, wandb)
-    if rendezvous is not None and not re.fullmatch(r"[^\s:]+:\d{1,5}", rendezvous):
-        raise UsageError(f"--rendezvous {rendezvous}: write it as HOST:PORT, for example node1:29500.")
-    if (nodes > 1) != (rendezvous is not None):
-        raise UsageError(
-            "--nodes N and --rendezvous HOST:PORT go together: give the same on every machine, one of them and a free "
-            "port."
-        )
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus is not None and gpus > there:
-        raise UsageError(f"--gpus {gpus}: this machine has {there} usable GPUs. On CPUs use --procs.")
-    if gpus is not None or (procs is None and there):
-        return LaunchOptions(gpus or 1, "cuda", nodes, rendezvous, data, wandb)
-    return LaunchOptions(procs or 1, "cpu", nodes, rendezvous, data, wandb)
 
 
 def cpu_processes(profile: Profile, cores: int | None = None) -> int:
@@ -213,7 +166,7 @@ def plan_run(
     notes = []
     if options.device == "cpu" and profile.gpus > 1:
         notes.append(f"This profile was chosen for {profile.gpus} GPUs; on a CPU it will take very long.")
-    if options.device == "cpu" and options.processes > (available_cores()):
+    if options.device == "cpu" and options.processes > available_cores():
         notes.append(f"There are more processes than cores ({available_cores()}).")
     if len(dataset) < profile.training.batch_size:
         notes.append(f"The training set ({len(dataset)} items) is smaller than one batch.")
@@ -257,10 +210,9 @@ def open_run(workspace: Workspace, profile: Profile, options: LaunchOptions, nam
     return run
 
 
-def change_profile(run: Run, overrides: Iterable[str]) -> Profile:
+def change_profile(run: Run, overrides: Sequence[str]) -> Profile:
     """The run's profile with overrides applied; `keep_profile` makes it the run's own."""
-    overrides = list(overrides)
-    return override_profile(run.profile, overrides) if overrides else run.profile
+    return override_profile(run.profile, list(overrides)) if overrides else run.profile
 
 
 def keep_profile(run: Run, profile: Profile) -> Run:

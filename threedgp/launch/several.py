@@ -12,7 +12,8 @@ import sys
 from dataclasses import asdict
 
 from threedgp.errors import ThreeDGPError
-from threedgp.launch.here import LaunchOptions, StopRequest
+from threedgp.launch.here import StopRequest
+from threedgp.launch.options import LaunchOptions
 from threedgp.launcher import NoMeeting, WorkersFailed, launch
 from threedgp.runs.run import STOP_FILE, Run
 

@@ -22,7 +22,7 @@ from threedgp.errors import MissingExtraError, ThreeDGPError, UsageError
 from threedgp.runs.run import DONE_FILE, Run
 
 if TYPE_CHECKING:
-    from threedgp.launch.here import LaunchOptions
+    from threedgp.launch.options import LaunchOptions
 
 FOLDER = "slurm"  # in the run folder: sbatch scripts and logs
 WARNING_SECONDS = 120  # before a job is ended, Slurm sends a signal
@@ -83,7 +83,7 @@ class TrainingJob:
             return "nothing to do: the run is complete"
         arguments = [*self.arguments, *self.meeting_point()]
         self._process = subprocess.Popen([sys.executable, "-m", "threedgp_cli.main", "resume", *arguments])
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._watch, args=[self._process], daemon=True).start()
         self._wait()
         if self._process.returncode != 0:
             raise ThreeDGPError(f"3dgp resume ended with exit code {self._process.returncode}; see the job's log.")
@@ -98,14 +98,11 @@ class TrainingJob:
             self._wait()
         return submitit.helpers.DelayedSubmission(TrainingJob(self.folder, self.arguments, self.nodes))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "arguments": self.arguments, "nodes": self.nodes}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainingJob, (self.folder, self.arguments, self.nodes)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
-
-    def _watch(self) -> None:
-        self._process.wait()
+    def _watch(self, process: subprocess.Popen) -> None:
+        process.wait()
         self._ended.set()
 
     def _wait(self) -> None:
@@ -134,18 +131,17 @@ def submit(run: Run, launch: LaunchOptions, options: SlurmOptions) -> list[str]:
     """
     require_slurm()
     submitit = require_submitit()
-    executor = submitit.SlurmExecutor(run.folder / FOLDER, max_num_timeout=_restarts(options))
-    executor.update_parameters(**sbatch_parameters(run.name, launch, options))
+    job = TrainingJob(str(run.folder.resolve()), resume_arguments(run, launch), launch.nodes)
+    executor = _executor(submitit.SlurmExecutor, run.folder, run.name, launch, options)
     numbers: list[str] = []
     for _ in range(options.chain):
         if numbers:
             executor.update_parameters(dependency=f"afterany:{numbers[-1]}")
         try:
-            job = executor.submit(training_job(run, launch))
+            numbers.append(executor.submit(job).job_id)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
             raise ThreeDGPError(f"Slurm refused job {len(numbers) + 1} of {options.chain}: {reason}") from None
-        numbers.append(job.job_id)
     return numbers
 
 
@@ -161,20 +157,19 @@ def sbatch_script(folder: Path, name: str, launch: LaunchOptions, options: Slurm
     """
     submitit = require_submitit()
 
-    class Preview(submitit.SlurmExecutor):
+    class Preview(submitit.SlurmExecutor):  # type: ignore[name-defined, misc]
         """Writes scripts on machines without Slurm."""
 
         @classmethod
         def affinity(cls) -> int:
             return 1
 
-    executor = Preview(folder / FOLDER, max_num_timeout=_restarts(options))
-    executor.update_parameters(**sbatch_parameters(name, launch, options))
+    executor = _executor(Preview, folder, name, launch, options)
     return executor._make_submission_file_text(executor._submitit_command_str, "preview")
 
 
-def sbatch_parameters(name: str, launch: LaunchOptions, options: SlurmOptions) -> dict[str, Any]:
-    """submitit's parameters of one job: one task on each node, which starts that node's processes."""
+def _executor(kind: Any, folder: Path, name: str, launch: LaunchOptions, options: SlurmOptions) -> Any:
+    """submitit's executor for jobs of one task on each node, which starts that node's processes."""
     parameters: dict[str, Any] = {
         "job_name": name,
         "time": options.minutes,
@@ -191,12 +186,10 @@ def sbatch_parameters(name: str, launch: LaunchOptions, options: SlurmOptions) -
     for key in ("partition", "account"):
         if getattr(options, key):
             parameters[key] = getattr(options, key)
-    return parameters
-
-
-def training_job(run: Run, launch: LaunchOptions) -> TrainingJob:
-    """The job of a run."""
-    return TrainingJob(str(run.folder.resolve()), resume_arguments(run, launch), launch.nodes)
+    # A job that ran out of time goes back into the queue; in a chain the next one takes over.
+    executor = kind(folder / FOLDER, max_num_timeout=RESTARTS if options.chain == 1 else 0)
+    executor.update_parameters(**parameters)
+    return executor
 
 
 def resume_arguments(run: Run, launch: LaunchOptions) -> list[str]:
@@ -220,15 +213,12 @@ def parse_time(text: str) -> int:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if match is None:
         raise UsageError(f"--time {text}: write minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES, as for sbatch.")
-    days, *rest = (int(part) if part is not None else None for part in match.groups())
-    first, second, third = rest
-    if days is not None:
-        seconds = 3600 * first + 60 * (second or 0) + (third or 0)
-    elif third is not None:
-        seconds = 3600 * first + 60 * second + third
+    days, first, second, third = (int(part or 0) for part in match.groups())
+    if match[1] or match[4]:  # hours come first
+        seconds = 86400 * days + 3600 * first + 60 * second + third
     else:
-        seconds = 60 * first + (second or 0)
-    minutes = -(-(86400 * (days or 0) + seconds) // 60)
+        seconds = 60 * first + second
+    minutes = -(-seconds // 60)
     if minutes * 60 <= WARNING_SECONDS:
         raise UsageError(f"--time {text} is too short: a job is warned {WARNING_SECONDS} seconds before its end.")
     return minutes
@@ -257,11 +247,6 @@ def require_slurm() -> None:
         raise UsageError(
             "There is no Slurm on this machine: the command srun was not found. Submit from the cluster's login node."
         )
-
-
-def _restarts(options: SlurmOptions) -> int:
-    """How often a job that ran out of time goes back into the queue: in a chain the next one takes over."""
-    return RESTARTS if options.chain == 1 else 0
 
 
 def require_submitit() -> Any:

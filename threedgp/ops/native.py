@@ -184,7 +184,9 @@ def _compile(compiler: str, sources: list[Path], target: Path) -> None:
         lines += [f"build library.so: link {' '.join(objects)}", "default library.so", ""]
         (Path(work) / "build.ninja").write_text("\n".join(lines))
         end = functools.partial(end_with, os.getpid(), signal.SIGTERM)  # ninja then ends its compilers
-        result = subprocess.run([os.path.join(BIN_DIR, "ninja"), "-C", work], capture_output=True, text=True, preexec_fn=end)
+        result = subprocess.run(
+            [os.path.join(BIN_DIR, "ninja"), "-C", work], capture_output=True, text=True, preexec_fn=end
+        )
         if result.returncode:
             log.debug("%s", result.stdout + result.stderr)
             raise OSError("the native operations do not compile here (set logging to debug for the compiler's output)")
