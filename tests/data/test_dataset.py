@@ -113,14 +113,17 @@ def test_only_a_set_that_fits_whole_and_in_every_process_is_cached(tmp_path, mon
     bytes_of_set = len(names) * 16 * 16 * 7
 
     def reads(cache_bytes):
-        items = TrainingSet(tmp_path, resolution=16, cache_bytes=cache_bytes)
-        for _ in range(2):
+        items, names = TrainingSet(tmp_path, resolution=16, cache_bytes=cache_bytes), []
+        read = items.source.read
+        monkeypatch.setattr(items.source, "read", lambda name: names.append(name) or read(name))
+        for _ in range(3):
             items[0]
-        return len(items._cache)
+        return len(names)
 
-    assert (reads(bytes_of_set), reads(bytes_of_set - 1)) == (1, 0)
+    once, each_time = 2, 6  # the picture and its depth map
+    assert (reads(bytes_of_set), reads(bytes_of_set - 1)) == (once, each_time)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert (reads(2 * bytes_of_set), reads(bytes_of_set)) == (1, 0)
+    assert (reads(2 * bytes_of_set), reads(bytes_of_set)) == (once, each_time)
 
 
 def test_all_problems_are_reported_at_once(tmp_path):

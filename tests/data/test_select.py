@@ -248,7 +248,7 @@ run_select({str(root / "images")!r}, {str(root / "killed")!r}, keep_ratio=0.5,
     assert contents(root / "killed") == contents(root / "selected")
 
     shutil.rmtree(root / "killed" / "cat")
-    run_and_kill(code, "threedgp.data.select:_copy", times=4)
+    run_and_kill(code, "threedgp.data.journal:Recorder.write", times=4)
     run_select(root / "images", root / "killed", keep_ratio=0.5, **OFFLINE)
     assert contents(root / "killed") == contents(root / "selected")
 
