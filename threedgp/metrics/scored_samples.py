@@ -253,14 +253,8 @@ def _planes(
 
 def layer_noise(network: SynthesisNetwork, randoms: Sequence[torch.Generator]) -> dict[str, torch.Tensor]:
     """Noise maps [B, 1, r, r] by layer name, each sample's from its own generator."""
-    maps = {}
-    for r in network.block_resolutions:
-        for name in ("conv0", "conv1"):
-            layer = getattr(network.block(r), name, None)
-            if layer is not None and layer.use_noise:
-                shape = (1, r, r)
-                maps[f"b{r}.{name}"] = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in randoms])
-    return maps
+    maps = [network.noise_maps(1, "random", random) for random in randoms]
+    return {name: torch.cat([own[name] for own in maps]) for name in maps[0]}
 
 
 def ray_draws(rays: int, options: RenderOptions, randoms: Sequence[torch.Generator]) -> RenderDraws:

@@ -103,5 +103,11 @@ def _discriminator_rows(profile: Profile) -> list[ModelRow]:
     img = torch.empty(1, D.img_channels, D.img_resolution, D.img_resolution)
     conditions = (torch.empty(1, D.c_dim), torch.empty(1, 2), torch.empty(1, 2), torch.empty(1, 3))
     parts = {name: module for name, module in D.named_children() if module is not None}
-    rows = _record("D", parts, lambda: D(img, *conditions, predict_features=D.feature_dim > 0))
+
+    def judge() -> None:
+        D(img, *conditions, predict_features=D.feature_dim > 0)
+        if D.feature_discriminator is not None:
+            D.feature_discriminator(img[:, :3], conditions[0])
+
+    rows = _record("D", parts, judge)
     return _with_total(rows, "D", D, "logit" + (f" + {D.feature_dim} features" if D.feature_dim else ""))

@@ -56,29 +56,19 @@ def minibatch_std(x: Tensor, group_size: int | None, num_channels: int = 1) -> T
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block: [B, in, h, h] -> [B, out, h/down, h/down].
-
-    Args:
-        in_channels, out_channels: sizes; the first block turns the image into `in_channels` maps itself.
-        img_channels: channels of the image the first block receives; 0 for all others.
-        down: 2 halves the resolution, 1 keeps it.
-        modulation_dim: size of the patch code that modulates the second convolution; 0 for none.
-        conv_clamp: largest absolute activation; None does not clamp.
-        low_precision: compute in this type.
-        frozen: how many of fromrgb, conv0, conv1, skip, in this order, are not trained.
-    """
+    """Residual block: [B, in, h, h] -> [B, out, h/down, h/down]."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         *,
-        img_channels: int = 0,
-        down: int = 2,
-        modulation_dim: int = 0,
-        conv_clamp: float | None = None,
-        low_precision: torch.dtype | None = None,
-        frozen: int = 0,
+        img_channels: int = 0,  # of the image that the first block turns into its input itself; 0: another block
+        down: int = 2,  # 2 halves the resolution, 1 keeps it
+        modulation_dim: int = 0,  # size of the patch code that modulates the second convolution; 0 for none
+        conv_clamp: float | None = None,  # largest absolute activation
+        low_precision: torch.dtype | None = None,  # type to compute in
+        frozen: int = 0,  # how many of fromrgb, conv0, conv1, skip, in this order, are not trained
     ):
         super().__init__()
         self.low_precision = low_precision
@@ -101,12 +91,8 @@ class DiscriminatorBlock(nn.Module):
 class DiscriminatorEpilogue(nn.Module):
     """The 4×4 end: minibatch deviation, a convolution, then logits and predicted features.
 
-    Args:
-        channels: width.
-        cmap_dim: size of the condition code the logits are projected on; 0: unconditional.
-        feature_dim: size of the predicted image features; 0: no head.
-        mbstd_group_size: see `minibatch_std`.
-        conv_clamp: largest absolute activation; None does not clamp.
+    The logits are projected on a condition code of `cmap_dim` numbers (0: unconditional); with `feature_dim` 0 there is
+    no head for features.
     """
 
     def __init__(

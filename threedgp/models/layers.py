@@ -149,7 +149,10 @@ class Conv2dLayer(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         if not trainable:
-            freeze(self)
+            for module in (self, *self.children()):
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    delattr(module, name)
+                    module.register_buffer(name, parameter.detach())
 
     def forward(self, x: torch.Tensor, c: torch.Tensor | None = None, gain: float = 1.0) -> torch.Tensor:
         """`x` [B, in, H, W], `c` [B, modulation_dim], `gain` an extra factor on output and clamp."""
@@ -166,14 +169,6 @@ class Conv2dLayer(nn.Module):
         )
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         return bias_act(x, self.bias, self.activation, gain=self.act_gain * gain, clamp=clamp)
-
-
-def freeze(module: nn.Module) -> None:
-    """Turn all parameters below `module` into buffers of the same name: checkpoints keep them, nothing trains them."""
-    for child in module.modules():
-        for name, parameter in list(child.named_parameters(recurse=False)):
-            delattr(child, name)
-            child.register_buffer(name, parameter.detach())
 
 
 class ScalarEncoder(nn.Module):

@@ -84,15 +84,9 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution: one (at 4×4) or two synthesis layers, and the image branch of its architecture.
+    """One resolution: one (at 4×4) or two synthesis layers, and the image branch of the configured architecture.
 
-    Args:
-        config: `model.generator` of the profile; its `architecture` is one of StyleGAN2's Fig. 7.
-        in_channels: 0 for the first block, which starts from a learned constant.
-        out_channels, resolution: sizes.
-        img_channels: channels of the image.
-        is_last: the block that ends the network; `orig` and `resnet` make the image only there.
-        low_precision: compute in this type; the image is always summed in the weights' own.
+    The architectures are those of StyleGAN2, Fig. 7; the image is always summed in the weights' own type.
     """
 
     resample_filter: Tensor | None
@@ -100,13 +94,13 @@ class SynthesisBlock(nn.Module):
     def __init__(
         self,
         config: GeneratorConfig,
-        in_channels: int,
+        in_channels: int,  # 0 for the first block, which starts from a learned constant
         out_channels: int,
         resolution: int,
         img_channels: int,
         *,
-        is_last: bool,
-        low_precision: torch.dtype | None = None,
+        is_last: bool,  # `orig` and `resnet` make the image only there
+        low_precision: torch.dtype | None = None,  # type to compute in
     ):
         super().__init__()
         self.resolution, self.low_precision = resolution, low_precision
