@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,8 +18,8 @@ from threedgp_cli.console import (
     table,
     takes_options,
 )
-from threedgp_cli.processes import is_first, is_worker, run_in_processes
 from threedgp_cli.scores import computed, finish, problems, report, show_classes, show_results
+from threedgp_cli.work import WorkOptions, is_first
 
 if TYPE_CHECKING:
     from threedgp.config.metric_names import Family, MetricSpec
@@ -139,44 +137,6 @@ class DepthOptions:
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Where to draw depths.", show_default="the run's folder")
     ] = None
-
-
-@dataclass(frozen=True)
-class WorkOptions:
-    """Who does the work, and where the result goes beside its place."""
-
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs on this machine, one process each.")] = None
-    procs: Annotated[int | None, typer.Option("--procs", min=1, help="Processes on CPUs, instead of GPUs.")] = None
-    out: Annotated[Path | None, typer.Option("--out", help="Also append the result lines to this file.")] = None
-
-    def listener(self) -> Progress:
-        """Listens in the one process that talks to people: not in one that only starts others."""
-        from threedgp.progress import NULL_PROGRESS
-
-        starts_others = (self.gpus or self.procs or 1) > 1 and not is_worker()
-        return progress() if is_first() and not starts_others else NULL_PROGRESS
-
-    @contextmanager
-    def world(self) -> Iterator[World]:
-        """This process's place; starts the others first if several are asked for."""
-        from threedgp.errors import ThreeDGPError
-        from threedgp.launch.options import choose_launch
-        from threedgp.processes import join_world
-
-        launch = choose_launch(gpus=self.gpus, procs=self.procs)
-        if launch.processes > 1 and not is_worker():
-            raise typer.Exit(run_in_processes(launch.processes))
-        try:
-            with join_world(launch.device) as world:
-                yield world
-        except ThreeDGPError as error:
-            if is_first():
-                raise
-            raise typer.Exit(error.exit_code) from None  # the first process says it
-        except KeyboardInterrupt:
-            if not is_worker():
-                raise
-            raise typer.Exit(130) from None  # the process that started this one says it
 
 
 def _score(
