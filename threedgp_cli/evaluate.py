@@ -99,7 +99,7 @@ class NetworkOptions:
     ) -> tuple[Evaluator, list[MetricSpec]]:
         """What computes the scores, and the metrics as they can be computed here."""
         from threedgp.config.metric_names import EFFLITE0, INCEPTION
-        from threedgp.metrics.cache import StatisticsCache
+        from threedgp.metrics.bank import StatisticsCache
         from threedgp.metrics.evaluate import Evaluator
         from threedgp.metrics.extractors import Extractors
 

@@ -21,7 +21,7 @@ from threedgp.data.pictures import Pictures
 from threedgp.errors import DataError, UsageError
 from threedgp.metrics import bank as bank_module
 from threedgp.metrics import evaluate as evaluate_module
-from threedgp.metrics.cache import StatisticsCache, real_key
+from threedgp.metrics.bank import StatisticsCache, real_key
 from threedgp.metrics.evaluate import Evaluator
 from threedgp.metrics.fid import frechet_distance
 from threedgp.metrics.real_set import RealSet

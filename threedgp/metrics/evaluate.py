@@ -13,8 +13,7 @@ import threedgp
 from threedgp.config.metric_names import MetricSpec
 from threedgp.data.pictures import Images, Pictures
 from threedgp.errors import DataError, NotFiniteError, UsageError
-from threedgp.metrics.bank import Bank, fill
-from threedgp.metrics.cache import StatisticsCache, extractor_key, real_key
+from threedgp.metrics.bank import Bank, StatisticsCache, extractor_key, fill, real_key
 from threedgp.metrics.fid import Moments, frechet_distance
 from threedgp.metrics.inception_score import inception_score
 from threedgp.metrics.kid import draw_subsets, kernel_distance

@@ -18,7 +18,7 @@ from threedgp.data.dataset import TrainingSet
 from threedgp.files import atomic_path, best_effort
 from threedgp.inference.cameras import AnyGenerator
 from threedgp.inference.snapshots import sample_sheet, short_video
-from threedgp.metrics.cache import StatisticsCache
+from threedgp.metrics.bank import StatisticsCache
 from threedgp.metrics.evaluate import Evaluator
 from threedgp.metrics.extractors import Extractors
 from threedgp.metrics.real_set import RealSet
