@@ -1,4 +1,7 @@
-"""Batches are the same with and without worker processes, and so are errors; workers end with whoever started them."""
+"""Order and batches are the same for any number of processes and workers, and so are errors.
+
+Workers end with whoever started them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ import torch
 
 from threedgp.data import loader
 from threedgp.data.dataset import Item
-from threedgp.data.loader import batches
+from threedgp.data.loader import InfiniteSampler, batches
 from threedgp.errors import DataError
 
 INDICES = [[0, 2], [1, 3]]
@@ -98,3 +102,38 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def stream(iterations, **kwargs):
+    return list(islice(InfiniteSampler(10, batch_size=8, micro_batch=2, **kwargs), iterations))
+
+
+def test_every_epoch_shows_every_item_once():
+    flat = [item for batch in islice(InfiniteSampler(10, batch_size=5, micro_batch=5), 6) for item in batch]
+    epochs = [flat[begin : begin + 10] for begin in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_same_micro_batches(world_size):
+    def micro_batches(batch):
+        return [tuple(batch[begin : begin + 2]) for begin in range(0, len(batch), 2)]
+
+    alone = stream(6)
+    ranks = [stream(6, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for iteration, batch in enumerate(alone):
+        together = [None] * 4
+        for rank in range(world_size):
+            together[rank::world_size] = micro_batches(ranks[rank][iteration])
+        assert together == micro_batches(batch)
+
+
+def test_position_restores_the_stream():
+    assert stream(3, position=4 * 8) == stream(7)[4:]
+
+
+def test_seed_and_stream_change_the_order():
+    assert stream(2) == stream(2)
+    assert stream(2) != stream(2, seed=1)
+    assert stream(2) != stream(2, stream=1)

@@ -19,8 +19,7 @@ import torch
 from threedgp.config.rules import batch_split
 from threedgp.config.schema import Profile
 from threedgp.data.dataset import Item, TrainingSet
-from threedgp.data.loader import batches
-from threedgp.data.sampler import InfiniteSampler
+from threedgp.data.loader import InfiniteSampler, batches
 from threedgp.errors import DataError, DivergenceError
 from threedgp.files import best_effort, read_json, write_json
 from threedgp.processes import World
