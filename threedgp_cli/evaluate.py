@@ -40,6 +40,7 @@ CLASS_SCORES = {
     "class_accuracy_real": "share of real images recognised (held out)",
     "own_distance": "Frechet distance to real images in the judge's features",
     "own_distance_real": "the same between two halves of those",
+    "own_variety": "variety within a class, real images: 1",
     "class_depth": "correlation of depth with that of the class seen",
     "class_depth_flat": "the same with that of all classes",
 }

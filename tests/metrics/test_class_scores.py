@@ -39,6 +39,7 @@ def test_every_sample_is_judged_from_three_sides(dataset):
     assert line["num_real"] == len(dataset.names) / 4
     assert set(line["results"]) == {
         "class_accuracy", "class_accuracy_turned", "class_accuracy_real", "own_distance", "own_distance_real",
+        "own_variety",
         "class_depth", "class_depth_flat",
     }  # fmt: skip
 
@@ -79,3 +80,12 @@ def test_depth_fit_is_one_for_the_class_shape_and_blind_to_scale():
     assert right == pytest.approx(1.0, abs=1e-6)
     assert wrong < flat < right
     assert class_scores.depth_fit(-shapes, torch.arange(3), per_class)[0] == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_variety_is_what_remains_within_the_classes():
+    labels = torch.arange(40) % 4
+    centres, spread = torch.randn(4, 3) * 100, torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    alike, varied = class_scores._variety(centres[labels], labels, 4), class_scores._variety(spread, labels, 4)
+    assert alike == 0
+    assert class_scores._variety(centres[labels] + 2 * spread, labels, 4) == pytest.approx(4 * varied, rel=1e-4)
+    assert class_scores._variety(spread[:9], labels[:9], 9) > 0  # a class of one and empty ones are left out

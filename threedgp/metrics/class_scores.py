@@ -46,12 +46,15 @@ def score_classes(
         steps: of the judge's training.
 
     Returns:
-        class_accuracy: share of samples recognised as the class they were asked to be; class_accuracy_turned: the same
-        from cameras turned left and right, averaged; class_accuracy_real: share of real images recognised that the
-        judge has not learned from, the ceiling; own_distance: Frechet distance to those images in the judge's features;
-        own_distance_real: the same between two halves of them; class_depth: mean correlation of rendered depth with the
-        real depth of the class seen; class_depth_flat: the same with the mean depth of all classes, the baseline. The
-        last two only with depth maps.
+        class_accuracy: share of samples recognised as the class they were asked to be.
+        class_accuracy_turned: the same from cameras turned left and right, averaged.
+        class_accuracy_real: share of real images recognised that the judge has not learned from, the ceiling.
+        own_distance: Frechet distance to those images in the judge's features.
+        own_distance_real: the same between two halves of them.
+        own_variety: how much the features vary within a class, relative to real images: 1 is right, less means too much
+            alike, more broken shapes.
+        class_depth: mean correlation of rendered depth with the real depth of the class seen, if there are depth maps.
+        class_depth_flat: the same with the mean depth of all classes, the baseline.
 
     Raises:
         UsageError: an unconditional or 2D model, or a set of other classes.
@@ -93,6 +96,7 @@ def score_classes(
         "class_accuracy_real": _share(real_seen, shown_labels),
         "own_distance": _distance(torch.cat(features), real),
         "own_distance_real": _distance(real[::2], real[1::2]),
+        "own_variety": _variety(torch.cat(features), wanted, classes) / _variety(real, shown_labels, classes),
     }
     if real_depth is not None:
         per_class = class_depth(real_depth, labels, classes)
@@ -114,6 +118,12 @@ def _distance(first: Tensor, second: Tensor) -> float:
         statistics.update(features)
         moments.append(statistics.moments())
     return frechet_distance(*moments)
+
+
+def _variety(features: Tensor, labels: Tensor, classes: int) -> float:
+    """Variance of features [N, d] about their class's mean, averaged over the classes with at least two of them."""
+    groups = [features[labels == k].double() for k in range(classes)]
+    return torch.stack([group.var(dim=0).sum() for group in groups if len(group) > 1]).mean().item()
 
 
 def _real_side(dataset: TrainingSet, progress: Progress) -> tuple[Tensor, Tensor, Tensor | None]:
