@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from threedgp_cli.console import JsonOption, WorkspaceOption, print_json, progress, say, show, show_error, table
+from threedgp_cli.console import (
+    JsonOption,
+    WorkspaceOption,
+    print_json,
+    progress,
+    say,
+    show,
+    show_error,
+    table,
+    takes_options,
+)
 
 if TYPE_CHECKING:
     from threedgp.config.workspace import Workspace
@@ -20,24 +31,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at a model: videos along a trajectory, grids of pictures, meshes.", no_args_is_help=True)
 
 
-class CameraKind(str, Enum):
-    mean = "mean"
-    posterior = "posterior"
-
-
-class VideoFormat(str, Enum):
-    mp4 = "mp4"
-    gif = "gif"
-    webp = "webp"
-    png = "png"
-
-
-class GridFormat(str, Enum):
-    png = "png"
-    jpg = "jpg"
-
-
 MODEL, SAMPLES, VIEW, RESULT = "Model", "Samples", "View", "Result"
+
 
 TargetArgument = Annotated[
     str | None,
@@ -49,10 +44,6 @@ WhichOption = Annotated[
         "--checkpoint", metavar="best|latest|KIMG", help="Which one.", show_default="best", rich_help_panel=MODEL
     ),
 ]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="Training set, for class names.", show_default="the run's", rich_help_panel=MODEL),
-]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1.", show_default="a GPU", rich_help_panel=MODEL)
 ]
@@ -60,285 +51,233 @@ BatchOption = Annotated[
     int | None,
     typer.Option("--batch", min=1, help="Pictures at a time.", show_default="the profile's", rich_help_panel=MODEL),
 ]
-SeedsOption = Annotated[
-    str | None,
-    typer.Option("--seeds", metavar="0-15,20", help="Numbers, ranges.", show_default="0-15", rich_help_panel=SAMPLES),
-]
-OneSeedOption = Annotated[
-    str | None,
-    typer.Option("--seeds", metavar="0-3,7", help="Numbers, ranges.", show_default="0", rich_help_panel=SAMPLES),
-]
-ClassesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--classes",
-        metavar="1-4,7,NAME",
-        help="Numbers, ranges, names; all seeds of each.",
-        show_default="one drawn by each seed",
-        rich_help_panel=SAMPLES,
-    ),
-]
-TruncationOption = Annotated[
-    float | None,
-    typer.Option(
-        "--truncation", help="1: full variety, 0: the class's mean.", show_default="0.7", rich_help_panel=SAMPLES
-    ),
-]
-InterpolateOption = Annotated[
-    int | None,
-    typer.Option(
-        "--interpolate", min=2, metavar="N", help="Go in N steps from each first to each second seed.",
-        rich_help_panel=SAMPLES,
-    ),
-]  # fmt: skip
-CameraOption = Annotated[
-    CameraKind | None,
-    typer.Option("--camera", help="One for all, or each sample's own.", show_default="mean", rich_help_panel=VIEW),
-]
-TrajectoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--trajectory", help="front_circle, points, point, line, wiggle, orbit, spiral.", rich_help_panel=VIEW
-    ),
-]
-MotionOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the trajectory: yaw_diff=0.6.", rich_help_panel=VIEW),
-]
 SizeOption = Annotated[
     int | None,
     typer.Option("--size", min=1, help="Side in pixels.", show_default="as in training", rich_help_panel=VIEW),
 ]
-StepsOption = Annotated[
-    float | None,
-    typer.Option("--steps", help="Times the ray samples of training.", show_default="2", rich_help_panel=VIEW),
-]
-FarOption = Annotated[
-    float | None,
-    typer.Option("--far-offset", help="Look so much farther than in training.", show_default="1", rich_help_panel=VIEW),
-]
-ShowOption = Annotated[
-    str | None,
-    typer.Option(
-        "--show", metavar="rgb|depth|both", help="Side by side; also adapted: depth as trained on.",
-        show_default="rgb", rich_help_panel=VIEW,
-    ),
-]  # fmt: skip
-CaptionsOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--captions/--no-captions", help="Class and seed under each.", show_default="no", rich_help_panel=RESULT
-    ),
-]
-ColumnsOption = Annotated[int | None, typer.Option("--columns", min=1, help="Tiles a row.", rich_help_panel=RESULT)]
-PerFileOption = Annotated[
-    int | None,
-    typer.Option("--per-file", min=1, help="Samples in one file.", show_default="16", rich_help_panel=RESULT),
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="File or folder.", show_default="renders/...", rich_help_panel=RESULT),
-]
-FromOption = Annotated[
-    Path | None,
-    typer.Option("--from", metavar="JSON", help="Repeat an earlier render; options change it.", rich_help_panel=RESULT),
-]
-FormatsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format", metavar="ply,obj,glb,mrc", help="One or more.", show_default="ply", rich_help_panel=RESULT
-    ),
-]
-ComponentsOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--all-components/--largest", help="Keep loose parts.", show_default="largest", rich_help_panel=RESULT
-    ),
-]
-CropOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--crop/--no-crop", help="Cut off the lower and near parts.", show_default="no", rich_help_panel=RESULT
-    ),
-]
-NormalizeOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--normalize/--world",
-        help="Make the diagonal 1 instead of keeping world units.",
-        show_default="world",
-        rich_help_panel=RESULT,
-    ),
-]
 
 
-@app.command("video")
-def video(
-    target: TargetArgument = None,
-    checkpoint: WhichOption = None,
-    data: DataOption = None,
-    device: DeviceOption = None,
-    batch: BatchOption = None,
-    seeds: SeedsOption = None,
-    classes: ClassesOption = None,
-    truncation: TruncationOption = None,
-    interpolate: InterpolateOption = None,
-    camera: CameraOption = None,
-    trajectory: TrajectoryOption = None,
-    motion: MotionOption = None,
-    size: SizeOption = None,
-    steps: StepsOption = None,
-    far_offset: FarOption = None,
-    shown: ShowOption = None,
-    captions: CaptionsOption = None,
-    columns: ColumnsOption = None,
-    per_file: PerFileOption = None,
-    kind: Annotated[
-        VideoFormat | None,
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model is shown, and where things are."""
+
+    target: TargetArgument = None
+    checkpoint: WhichOption = None
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Training set, for class names.", show_default="the run's", rich_help_panel=MODEL),
+    ] = None
+    device: DeviceOption = None
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File or folder.", show_default="renders/...", rich_help_panel=RESULT),
+    ] = None
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="JSON", help="Repeat an earlier render; options change it.", rich_help_panel=RESULT
+        ),
+    ] = None
+    workspace: WorkspaceOption = None
+    json_output: JsonOption = False
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Which samples; the fields are those of `inference.settings`, None where nothing was said."""
+
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds", metavar="0-15,20", help="Numbers, ranges.", show_default="0-15; mesh: 0", rich_help_panel=SAMPLES
+        ),
+    ] = None
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classes", metavar="1-4,7,NAME", help="Numbers, ranges, names; all seeds of each.",
+            show_default="one drawn by each seed", rich_help_panel=SAMPLES,
+        ),
+    ] = None  # fmt: skip
+    truncation: Annotated[
+        float | None,
+        typer.Option(
+            "--truncation", help="1: full variety, 0: the class's mean.", show_default="0.7", rich_help_panel=SAMPLES
+        ),
+    ] = None
+    camera: Annotated[
+        Literal["mean", "posterior"] | None,
+        typer.Option("--camera", help="One for all, or each sample's own.", show_default="mean", rich_help_panel=VIEW),
+    ] = None
+    batch: BatchOption = None
+
+
+@dataclass(frozen=True)
+class PictureOptions(SampleOptions):
+    """How grids and videos show them."""
+
+    interpolate: Annotated[
+        int | None,
+        typer.Option(
+            "--interpolate", min=2, metavar="N", help="Go in N steps from each first to each second seed.",
+            rich_help_panel=SAMPLES,
+        ),
+    ] = None  # fmt: skip
+    trajectory: Annotated[
+        str | None,
+        typer.Option(
+            "--trajectory", help="front_circle, points, point, line, wiggle, orbit, spiral.", rich_help_panel=VIEW
+        ),
+    ] = None
+    motion: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the trajectory: yaw_diff=0.6.", rich_help_panel=VIEW),
+    ] = None
+    size: SizeOption = None
+    steps: Annotated[
+        float | None,
+        typer.Option("--steps", help="Times the ray samples of training.", show_default="2", rich_help_panel=VIEW),
+    ] = None
+    far_offset: Annotated[
+        float | None,
+        typer.Option(
+            "--far-offset", help="Look so much farther than in training.", show_default="0; as published: 1",
+            rich_help_panel=VIEW,
+        ),
+    ] = None  # fmt: skip
+    show: Annotated[
+        str | None,
+        typer.Option(
+            "--show", metavar="rgb|depth|both", help="Side by side; also adapted: depth as trained on.",
+            show_default="rgb", rich_help_panel=VIEW,
+        ),
+    ] = None  # fmt: skip
+    captions: Annotated[
+        bool | None,
+        typer.Option(
+            "--captions/--no-captions", help="Class and seed under each.", show_default="no", rich_help_panel=RESULT
+        ),
+    ] = None
+    columns: Annotated[int | None, typer.Option("--columns", min=1, help="Tiles a row.", rich_help_panel=RESULT)] = None
+    per_file: Annotated[
+        int | None,
+        typer.Option("--per-file", min=1, help="Samples in one file.", show_default="16", rich_help_panel=RESULT),
+    ] = None
+
+
+@dataclass(frozen=True)
+class VideoOptions(PictureOptions):
+    """And videos alone."""
+
+    format: Annotated[
+        Literal["mp4", "gif", "webp", "png"] | None,
         typer.Option("--format", help="png: single frames.", show_default="mp4", rich_help_panel=RESULT),
-    ] = None,
+    ] = None
     fps: Annotated[
         float | None, typer.Option("--fps", help="Frames a second.", show_default="30", rich_help_panel=RESULT)
-    ] = None,
+    ] = None
     crf: Annotated[
-        int | None,
-        typer.Option("--crf", help="MP4: 0 lossless to 51.", show_default="10", rich_help_panel=RESULT),
-    ] = None,
-    out: OutOption = None,
-    record: FromOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
-) -> None:
-    """A video of samples side by side, moving along a trajectory (front_circle unless told otherwise)."""
-    given = _picture_options(
-        seeds, truncation, interpolate, camera, trajectory, motion, size, steps, far_offset, shown, captions, columns,
-        per_file, batch,
-    )  # fmt: skip
-    given |= {"format": kind and kind.value, "fps": fps, "crf": crf}
-    _render("video", given, classes, target, checkpoint, data, device, out, record, workspace, json_output)
+        int | None, typer.Option("--crf", help="MP4: 0 lossless to 51.", show_default="10", rich_help_panel=RESULT)
+    ] = None
 
 
-@app.command("grid")
-def grid(
-    target: TargetArgument = None,
-    checkpoint: WhichOption = None,
-    data: DataOption = None,
-    device: DeviceOption = None,
-    batch: BatchOption = None,
-    seeds: SeedsOption = None,
-    classes: ClassesOption = None,
-    truncation: TruncationOption = None,
-    interpolate: InterpolateOption = None,
-    camera: CameraOption = None,
-    trajectory: TrajectoryOption = None,
-    motion: MotionOption = None,
-    size: SizeOption = None,
-    steps: StepsOption = None,
-    far_offset: FarOption = None,
-    shown: ShowOption = None,
-    captions: CaptionsOption = None,
-    columns: ColumnsOption = None,
-    per_file: PerFileOption = None,
-    kind: Annotated[GridFormat | None, typer.Option("--format", show_default="png", rich_help_panel=RESULT)] = None,
-    out: OutOption = None,
-    record: FromOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
-) -> None:
-    """A picture of samples, each seen from the points of a trajectory (points unless told otherwise)."""
-    given = _picture_options(
-        seeds, truncation, interpolate, camera, trajectory, motion, size, steps, far_offset, shown, captions, columns,
-        per_file, batch,
-    )  # fmt: skip
-    given |= {"format": kind and kind.value}
-    _render("grid", given, classes, target, checkpoint, data, device, out, record, workspace, json_output)
+@dataclass(frozen=True)
+class GridOptions(PictureOptions):
+    """And grids alone."""
+
+    format: Annotated[
+        Literal["png", "jpg"] | None, typer.Option("--format", show_default="png", rich_help_panel=RESULT)
+    ] = None
 
 
-@app.command("mesh")
-def mesh(
-    target: TargetArgument = None,
-    checkpoint: WhichOption = None,
-    data: DataOption = None,
-    device: DeviceOption = None,
-    batch: BatchOption = None,
-    seeds: OneSeedOption = None,
-    classes: ClassesOption = None,
-    truncation: TruncationOption = None,
-    camera: Annotated[
-        CameraKind | None, typer.Option("--camera", help="Of the preview.", show_default="mean", rich_help_panel=VIEW)
-    ] = None,
-    size: Annotated[
+@dataclass(frozen=True)
+class MeshOptions(SampleOptions):
+    """How surfaces are found and written."""
+
+    preview_size: Annotated[
         int | None,
         typer.Option("--size", help="Side of a preview's tile.", show_default="256", rich_help_panel=VIEW),
-    ] = None,
+    ] = None
     resolution: Annotated[
         int | None,
         typer.Option("--resolution", help="Density samples an axis.", show_default="256", rich_help_panel=RESULT),
-    ] = None,
+    ] = None
     cube_size: Annotated[
         float | None,
         typer.Option("--cube-size", help="Side, world units.", show_default="the scene's", rich_help_panel=RESULT),
-    ] = None,
+    ] = None
     threshold: Annotated[
         str | None,
         typer.Option(
             "--threshold", metavar="opacity:0.5", help="Or density:25, percentile:95.", rich_help_panel=RESULT
         ),
-    ] = None,
-    formats: FormatsOption = None,
-    all_components: ComponentsOption = None,
-    crop: CropOption = None,
-    normalize: NormalizeOption = None,
-    out: OutOption = None,
-    record: FromOption = None,
-    workspace: WorkspaceOption = None,
-    json_output: JsonOption = False,
-) -> None:
+    ] = None
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="ply,obj,glb,mrc", help="One or more.", show_default="ply", rich_help_panel=RESULT
+        ),
+    ] = None
+    all_components: Annotated[
+        bool | None,
+        typer.Option(
+            "--all-components/--largest", help="Keep loose parts.", show_default="largest", rich_help_panel=RESULT
+        ),
+    ] = None
+    crop: Annotated[
+        bool | None,
+        typer.Option(
+            "--crop/--no-crop", help="Cut off the lower and near parts.", show_default="no", rich_help_panel=RESULT
+        ),
+    ] = None
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--world", help="Make the diagonal 1 instead of keeping world units.", show_default="world",
+            rich_help_panel=RESULT,
+        ),
+    ] = None  # fmt: skip
+
+
+@app.command("video")
+@takes_options
+def video(model: ModelOptions, options: VideoOptions) -> None:
+    """A video of samples side by side, moving along a trajectory (front_circle unless told otherwise)."""
+    _render("video", model, options)
+
+
+@app.command("grid")
+@takes_options
+def grid(model: ModelOptions, options: GridOptions) -> None:
+    """A picture of samples, each seen from the points of a trajectory (points unless told otherwise)."""
+    _render("grid", model, options)
+
+
+@app.command("mesh")
+@takes_options
+def mesh(model: ModelOptions, options: MeshOptions) -> None:
     """The surface of each sample as a coloured mesh, with a preview picture."""
-    given = {
-        "seeds": _seeds(seeds), "truncation": truncation, "camera": camera and camera.value, "batch": batch,
-        "preview_size": size, "resolution": resolution, "cube_size": cube_size, "threshold": threshold,
-        "formats": formats and [part.strip().lower() for part in formats.split(",")],
-        "all_components": all_components, "crop": crop, "normalize": normalize,
-    }  # fmt: skip
-    _render("mesh", given, classes, target, checkpoint, data, device, out, record, workspace, json_output)
+    _render("mesh", model, options)
 
 
-def _picture_options(
-    seeds, truncation, interpolate, camera, trajectory, motion, size, steps, far_offset, shown, captions, columns,
-    per_file, batch,
-) -> dict[str, Any]:  # fmt: skip
+def _given(options: SampleOptions) -> dict[str, Any]:
+    """What was said, as settings understand it; classes as they were written."""
     from threedgp.inference.grid import parse_panels
-
-    return {
-        "seeds": _seeds(seeds),
-        "truncation": truncation,
-        "interpolate": interpolate,
-        "camera": camera and camera.value,
-        "trajectory": trajectory,
-        "motion": _motion(motion),
-        "size": size,
-        "steps": steps,
-        "far_offset": far_offset,
-        "show": parse_panels(shown) if shown is not None else None,
-        "captions": captions,
-        "columns": columns,
-        "per_file": per_file,
-        "batch": batch,
-    }
-
-
-def _seeds(text: str | None) -> list[int] | None:
     from threedgp.inference.latents import parse_seeds
 
-    return None if text is None else parse_seeds(text)
+    readers: dict[str, Callable[[Any], Any]] = {
+        "seeds": parse_seeds,
+        "motion": _motion,
+        "show": parse_panels,
+        "formats": lambda text: [part.strip().lower() for part in text.split(",")],
+    }
+    said = {name: value for name, value in vars(options).items() if value not in (None, [])}
+    return {name: readers[name](value) if name in readers else value for name, value in said.items()}
 
 
-def _motion(settings: list[str] | None) -> dict[str, str] | None:
+def _motion(settings: list[str]) -> dict[str, str]:
     from threedgp.errors import UsageError
 
-    if not settings:
-        return None
     pairs = [setting.partition("=") for setting in settings]
     for key, separator, value in pairs:
         if not key.strip() or not separator or not value.strip():
@@ -346,19 +285,7 @@ def _motion(settings: list[str] | None) -> dict[str, str] | None:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _render(
-    kind: str,
-    given: dict[str, Any],
-    classes: list[str] | None,
-    target: str | None,
-    which: str | None,
-    data: Path | None,
-    device: str | None,
-    out: Path | None,
-    record: Path | None,
-    workspace: Path | None,
-    json_output: bool,
-) -> None:
+def _render(kind: str, chosen: ModelOptions, options: SampleOptions) -> None:
     """Settings from an earlier record, over them those of the command line, under them the usual ones; then work."""
     from threedgp.config.workspace import Workspace
     from threedgp.inference.jobs import render_grid, render_video
@@ -367,20 +294,24 @@ def _render(
     from threedgp.inference.outputs import output_base, wanted_format
     from threedgp.inference.settings import changed_settings, complete_settings, read_record
 
-    place, listener = Workspace.find(workspace), progress()
-    given = wanted_format(kind, out, {key: value for key, value in given.items() if value is not None})
-    earlier, made_with = read_record(record, kind) if record else ({}, None)
-    model = load_model(place, target, which, made_with, data, device, listener)
-    if classes:
-        given["classes"] = parse_classes(classes, model.profile.data.num_classes, model.class_names)
+    place, listener = Workspace.find(chosen.workspace), progress()
+    given = wanted_format(kind, chosen.out, _given(options))
+    earlier, made_with = read_record(chosen.record, kind) if chosen.record else ({}, None)
+    model = load_model(place, chosen.target, chosen.checkpoint, made_with, chosen.data, chosen.device, listener)
+    if "classes" in given:
+        given["classes"] = parse_classes(given["classes"], model.profile.data.num_classes, model.class_names)
     settings = complete_settings(
-        kind, changed_settings(earlier, given), is_2d=model.is_2d, batch=model.profile.training.test_batch_gpu
+        kind,
+        changed_settings(earlier, given),
+        is_2d=model.is_2d,
+        imported=model.imported,
+        batch=model.profile.training.test_batch_gpu,
     )
     if model.is_2d and ("trajectory" in given or "motion" in given):
         listener.note("A 2D model has one view of each sample, so the trajectory does not matter.")
-    base = output_base(kind, out, place.renders, f"{model.run}-{model.kimg}kimg", settings)
+    base = output_base(kind, chosen.out, place.renders, f"{model.run}-{model.kimg}kimg", settings)
     render = {"video": render_video, "grid": render_grid, "mesh": render_mesh}[kind]
-    _report(render(model, settings, base, listener), json_output)
+    _report(render(model, settings, base, listener), chosen.json_output)
 
 
 def load_model(

@@ -107,12 +107,13 @@ def test_size_keeps_the_field_of_view():
     assert relative_error(large[:, ::2, ::2], small) < 1e-5  # pixels at the same places of the image plane
 
 
-def test_render_options_are_those_of_training_but_finer_and_farther():
+def test_render_options_are_those_of_training_but_finer():
     _, generator = tiny()
     trained = generator.render_options
     options = view_render_options(trained, ViewOptions())
     assert (options.num_steps, options.fine_steps) == (2 * trained.num_steps, 2 * trained.fine_steps)
-    assert options.far == trained.far + 1.0
+    assert options.far == trained.far
+    assert view_render_options(trained, ViewOptions(far_offset=1.0)).far == trained.far + 1.0
     assert options.jitter == "none"
 
 

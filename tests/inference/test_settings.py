@@ -23,7 +23,8 @@ from threedgp.inference.settings import (
 def test_usual_settings():
     video, grid, mesh = (complete_settings(kind, {}) for kind in ("video", "grid", "mesh"))
     assert (video.trajectory, grid.trajectory) == ("front_circle", "points")
-    assert (video.truncation, video.steps, video.far_offset, video.fps, video.crf) == (0.7, 2.0, 1.0, 30.0, 10)
+    assert (video.truncation, video.steps, video.far_offset, video.fps, video.crf) == (0.7, 2.0, 0.0, 30.0, 10)
+    assert complete_settings("grid", {}, imported=True).far_offset == 1.0
     assert video.seeds == list(range(16))
     assert mesh.seeds == [0]
     assert complete_settings("grid", {"interpolate": 3}).trajectory == "point"

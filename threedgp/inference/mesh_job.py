@@ -53,9 +53,7 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
     require_3d(model.generator, "A mesh")
     samples = [subject[0] for subject in build_subjects(settings, model.profile.data.num_classes)]
     threshold = Threshold.parse(settings.threshold)
-    sampler = ViewSampler(
-        model.generator, ViewOptions(size=settings.preview_size, far_offset=0.0, batch=settings.batch)
-    )
+    sampler = ViewSampler(model.generator, ViewOptions(size=settings.preview_size, batch=settings.batch))
     cube_size = settings.cube_size or 2 * model.generator.cube_scale
     files: list[Path] = []
     entries: list[dict[str, Any]] = []

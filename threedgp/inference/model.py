@@ -20,7 +20,7 @@ from threedgp.models.build import build_generator
 from threedgp.models.generator import Generator
 from threedgp.models.stylegan2 import StyleGAN2Generator
 from threedgp.runs.catalog import checkpoint_nimg, read_manifest
-from threedgp.runs.run import load_generator, run_of
+from threedgp.runs.run import IMPORTED, load_generator, run_of
 
 WEIGHTS = "G_ema.safetensors"
 
@@ -36,6 +36,7 @@ class TrainedModel:
         sha256: of the weights.
         class_names: by number, where the training set is at hand and names them.
         data_angles: [N, 3] camera angles of the training set, if it has them.
+        imported: whether it is a snapshot of the original.
     """
 
     generator: Generator | StyleGAN2Generator
@@ -45,6 +46,7 @@ class TrainedModel:
     sha256: str
     class_names: list[str] | None = None
     data_angles: Tensor | None = None
+    imported: bool = False
 
     def __post_init__(self):
         self._mapper: StyleMapper | None = None
@@ -69,7 +71,8 @@ class TrainedModel:
             raise CheckpointError(f"{checkpoint} has no averaged generator ({WEIGHTS}); it cannot be rendered.")
         generator = load_generator(checkpoint, device)
         names, angles = (None, None) if data is None else data_facts(data, run.profile.data.num_classes)
-        return cls(generator, run.profile, run.name, Path(checkpoint).name, files[WEIGHTS]["sha256"], names, angles)
+        sha256, imported = files[WEIGHTS]["sha256"], (run.folder / IMPORTED).is_file()
+        return cls(generator, run.profile, run.name, Path(checkpoint).name, sha256, names, angles, imported)
 
     @classmethod
     def untrained(cls, profile: Profile, device: torch.device | str) -> TrainedModel:

@@ -53,7 +53,7 @@ class ViewOptions:
 
     size: int | None = None
     step_multiplier: float = 2.0
-    far_offset: float = 1.0
+    far_offset: float = 0.0
     adapted: bool = False
     batch: int = 4
 

@@ -35,7 +35,7 @@ class PictureSettings(SubjectSettings):
     motion: dict[str, Any] = Field(default={}, description="settings of the trajectory")
     size: int | None = None
     steps: float = Field(2.0, gt=0)
-    far_offset: float = 1.0
+    far_offset: float = 0.0
     show: list[Literal["rgb", "depth", "adapted"]] = Field(default=["rgb"], min_length=1, max_length=8)
     captions: bool = False
     columns: int | None = Field(None, ge=1, le=LARGEST_LIST)
@@ -79,13 +79,16 @@ class MeshSettings(SubjectSettings):
 KINDS: dict[str, type[SubjectSettings]] = {"video": VideoSettings, "grid": GridSettings, "mesh": MeshSettings}
 
 
-def complete_settings(kind: str, values: Mapping[str, Any], *, is_2d: bool = False, batch: int = 4) -> Any:
+def complete_settings(
+    kind: str, values: Mapping[str, Any], *, is_2d: bool = False, imported: bool = False, batch: int = 4
+) -> Any:
     """Settings from the values given, the rest as usual.
 
     Args:
         kind: of the render, a key of KINDS.
         values: field -> value.
         is_2d: the model has no camera, so there is no trajectory.
+        imported: the model is a snapshot of the original, which looks a unit farther than it was trained for.
         batch: pictures at a time, unless given.
 
     Raises:
@@ -95,6 +98,7 @@ def complete_settings(kind: str, values: Mapping[str, Any], *, is_2d: bool = Fal
     if kind != "mesh" and not is_2d:
         still = "point" if values.get("interpolate") else "points"
         usual["trajectory"] = "front_circle" if kind == "video" else still
+        usual["far_offset"] = float(imported)
     values = {**usual, **values}
     if kind != "mesh" and is_2d:
         values |= {"trajectory": None, "motion": {}}

@@ -115,7 +115,7 @@ def short_video(
 
 def _sampler(generator: nn.Module, profile: Profile) -> ViewSampler:
     adapted = getattr(generator, "depth_adaptor", None) is not None
-    options = ViewOptions(step_multiplier=1.0, far_offset=0.0, adapted=adapted, batch=profile.training.test_batch_gpu)
+    options = ViewOptions(step_multiplier=1.0, adapted=adapted, batch=profile.training.test_batch_gpu)
     return ViewSampler(generator, options)
 
 
