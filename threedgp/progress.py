@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 
-class Progress(Protocol):
-    """A listener for one piece of long work at a time.
+class Progress:
+    """A listener for one piece of long work at a time; this one says nothing, the command line's draws a bar.
 
     Call `start` once (`done` items were finished before and do not count for the rate), `advance` per finished item,
     `status` for a few words beside the bar (the newest losses), `note` for a sentence worth reading (a skipped file, a
-    fallback), `finish` at the end. The command line draws a bar on a terminal and plain lines in a pipe.
+    fallback), `finish` at the end.
     """
 
     def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None: ...
@@ -26,26 +25,7 @@ class Progress(Protocol):
     def finish(self) -> None: ...
 
 
-class NullProgress:
-    """Listens and says nothing: the default of every library function."""
-
-    def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None:
-        pass
-
-    def advance(self, count: int = 1) -> None:
-        pass
-
-    def status(self, text: str) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-
-NULL_PROGRESS = NullProgress()
+NULL_PROGRESS = Progress()
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
 
+from threedgp.progress import Progress
+
 DATA_PANEL = "Data: photos to a training set"
 TRAIN_PANEL = "Training"
 RESULT_PANEL = "Scores and pictures"
@@ -115,9 +117,9 @@ def show_error(message: str) -> None:
     stderr.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
 
 
-def show_note(message: str) -> None:
+def show_note(message: str, console: Console = stderr) -> None:
     """Print a sentence worth reading on standard error."""
-    stderr.print(f"[yellow]Note:[/] {escape(message)}", soft_wrap=True)
+    console.print(f"[yellow]Note:[/] {escape(message)}", soft_wrap=True)
 
 
 def table(
@@ -138,12 +140,12 @@ def show(renderable: Any, *, json_output: bool = False) -> None:
 
 
 def progress() -> ConsoleProgress:
-    """A progress listener: a bar with rate and time left on a terminal, plain lines in a pipe."""
+    """A progress listener on standard error."""
     return ConsoleProgress(stderr)
 
 
-class ConsoleProgress:
-    """Draws `threedgp.progress.Progress` events on standard error."""
+class ConsoleProgress(Progress):
+    """Draws a bar with rate and time left on a terminal, plain lines in a pipe."""
 
     PLAIN_SECONDS = 10.0  # between two lines in a pipe
 
@@ -159,17 +161,16 @@ class ConsoleProgress:
         self.done = self.before = done
         self.began, self.last = time.monotonic(), time.monotonic()
         if self.console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich import progress as rich_progress
 
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}", style="dim"),
+            self.bar = rich_progress.Progress(
+                "{task.description}",
+                rich_progress.BarColumn(bar_width=30),
+                rich_progress.MofNCompleteColumn(),
+                "{task.fields[rate]}",
+                rich_progress.TimeRemainingColumn(),
+                "[dim]{task.fields[status]}",
                 console=self.console,
-                transient=False,
             )
             self.task = self.bar.add_task(label, total=total, completed=done, rate="", status="")
             self.bar.start()
@@ -196,7 +197,7 @@ class ConsoleProgress:
             self.bar.update(self.task, status=escape(text))
 
     def note(self, text: str) -> None:
-        self.console.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
+        show_note(text, self.console)
 
     def finish(self) -> None:
         if self.bar is not None:
@@ -276,9 +277,7 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _duration(seconds: float) -> str:
-    seconds = int(max(seconds, 0))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -8,8 +8,8 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import typer
 
@@ -27,8 +27,7 @@ EXTRAS = {
 GOOD, WARN, BAD = "ok", "note", "problem"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line: what was looked at, its state, and what to do."""
 
     subject: str
@@ -41,7 +40,7 @@ def doctor(workspace: WorkspaceOption = None, json_output: JsonOption = False) -
     """Check versions, devices, compiler, codecs, weights and disk; say what to do about what does not work."""
     findings = [*_versions(), *_devices(), *_native(), *_extras(), _codec(), *_weights(), *_disk(workspace)]
     if json_output:
-        print_json([asdict(finding) for finding in findings])
+        print_json([finding._asdict() for finding in findings])
     else:
         marks = {GOOD: "ok", WARN: "--", BAD: "!!"}
         rows = [(marks[f.state], f.subject, f.text + (f" {f.advice}" if f.advice else "")) for f in findings]
@@ -55,14 +54,13 @@ def _versions() -> list[Finding]:
 
     from threedgp import __version__
 
-    python = f"Python {platform.python_version()}"
-    state = GOOD if (3, 10) <= sys.version_info[:2] < (3, 13) else BAD
-    advice = "" if state == GOOD else "Use Python 3.10 to 3.12."
+    python = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    fits = (3, 10) <= sys.version_info[:2] < (3, 13)
     names = ("timm", "torchvision", "numpy", "pillow", "safetensors", "pydantic", "typer")
     others = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     return [
         Finding("threedgp", GOOD, __version__),
-        Finding("python", state, f"{python} on {platform.system()} {platform.machine()}", advice),
+        Finding("python", GOOD, python) if fits else Finding("python", BAD, python, "Use Python 3.10 to 3.12."),
         Finding("torch", GOOD, f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"),
         Finding("libraries", GOOD, others),
     ]
@@ -73,9 +71,9 @@ def _devices() -> list[Finding]:
 
     from threedgp.ops import native
 
-    cores = available_cores()
     low = "computes bfloat16" if native.CPU_COMPUTES_BFLOAT16 else "no bfloat16, so float32 is used in its place"
-    found = [Finding("cpu", GOOD, f"{cores} cores, {torch.get_num_threads()} threads used, {_memory()}, {low}")]
+    text = f"{available_cores()} cores, {torch.get_num_threads()} threads used, {_memory()}, {low}"
+    found = [Finding("cpu", GOOD, text)]
     if not torch.cuda.is_available():
         return [*found, Finding("gpu", WARN, "none: training runs on the CPU.", "Profiles: demo64, tiny-cpu.")]
     for number in range(torch.cuda.device_count()):
@@ -108,16 +106,16 @@ def _native() -> list[Finding]:
 
 
 def _extras() -> list[Finding]:
-    missing = {
-        extra: [name for name in modules if importlib.util.find_spec(name) is None] for extra, modules in EXTRAS.items()
-    }
-    there = [extra for extra, names in missing.items() if not names]
-    found = [Finding("extras", GOOD, ", ".join(there) or "none")]
-    for extra, names in missing.items():
+    there, missing = [], []
+    for extra, modules in EXTRAS.items():
+        names = ", ".join(name for name in modules if importlib.util.find_spec(name) is None)
         if names:
-            text = f"{', '.join(names)} not installed."
-            found.append(Finding(f"extra {extra}", WARN, text, f"pip install 'threedgp[{extra}]'"))
-    return found
+            missing.append(
+                Finding(f"extra {extra}", WARN, f"{names} not installed.", f"pip install 'threedgp[{extra}]'")
+            )
+        else:
+            there.append(extra)
+    return [Finding("extras", GOOD, ", ".join(there) or "none"), *missing]
 
 
 def _codec() -> Finding:
@@ -152,7 +150,7 @@ def _weights() -> list[Finding]:
     return found
 
 
-def _disk(workspace: Any) -> list[Finding]:
+def _disk(workspace: Path | None) -> list[Finding]:
     from threedgp.config.workspace import Workspace
 
     root = Workspace.find(workspace).root

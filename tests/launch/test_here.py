@@ -19,7 +19,7 @@ from threedgp.launch.here import (
     train_here,
 )
 from threedgp.launch.options import LaunchOptions
-from threedgp.progress import NullProgress
+from threedgp.progress import Progress
 from threedgp.runs.training_set import training_data
 
 
@@ -81,7 +81,7 @@ def test_the_stop_file_of_a_run_ends_it_and_an_old_one_does_not(workspace):
     stop = run.folder / "stop"
     stop.touch()  # left by an earlier start
 
-    class TouchLater(NullProgress):
+    class TouchLater(Progress):
         def advance(self, count=1):
             if count == 8:
                 stop.touch()

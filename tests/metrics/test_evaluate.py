@@ -28,12 +28,12 @@ from threedgp.metrics.real_set import RealSet
 from threedgp.pretrained.embedder import FeatureExtractor
 from threedgp.pretrained.inception import InceptionV3
 from threedgp.processes import World
-from threedgp.progress import NullProgress
+from threedgp.progress import Progress
 
 OFFLINE = [parse_metric(name) for name in ("fd_efflite0_40_full", "kd_efflite0_40_full", "pr_efflite0_40_3_full")]
 
 
-class Notes(NullProgress):
+class Notes(Progress):
     def __init__(self):
         self.texts, self.labels = [], []
 

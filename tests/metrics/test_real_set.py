@@ -13,10 +13,10 @@ from threedgp.config.profile import load_profile
 from threedgp.errors import DataError, WeightsError
 from threedgp.metrics.extractors import Extractors
 from threedgp.metrics.real_set import RealSet, compare_sizes
-from threedgp.progress import NullProgress
+from threedgp.progress import Progress
 
 
-class Notes(NullProgress):
+class Notes(Progress):
     def __init__(self):
         self.texts = []
 

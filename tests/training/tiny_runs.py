@@ -20,7 +20,7 @@ from threedgp.files import write_json
 from threedgp.launch.here import train_here
 from threedgp.launch.options import LaunchOptions
 from threedgp.launcher import MEETING
-from threedgp.progress import NullProgress
+from threedgp.progress import Progress
 from threedgp.runs import catalog, checkpoint
 from threedgp.runs.run import Run
 
@@ -60,7 +60,7 @@ def make_run(workspace: Workspace, name: str, *overrides: str) -> Run:
     return Run.create(workspace, tiny_profile(*OVERRIDES, *overrides), name)
 
 
-class KillAt(NullProgress):
+class KillAt(Progress):
     """Ends this process by kill -9 once it has trained so many images."""
 
     def __init__(self, nimg: int):
@@ -95,7 +95,7 @@ class KillInWrite:
         setattr(module, name, counted)
 
 
-class StopAt(NullProgress):
+class StopAt(Progress):
     """A stop request once so many images have been trained; it counts them as progress."""
 
     def __init__(self, nimg: int | None):

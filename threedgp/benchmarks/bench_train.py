@@ -235,7 +235,8 @@ class Workload:
             return torch.cuda.max_memory_allocated()
         with _profiler([torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
             self._main_phases()
-        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        recorded: Any = profiler.profiler
+        events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
         current = peak = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
             current += event.nbytes()

@@ -60,6 +60,6 @@ def _generator_step(profile: Profile, G: Generator | StyleGAN2Generator, D: Disc
     else:
         camera = G.adapt_camera(Camera.from_vector(torch.empty(batch, 8)), z, c)
         patch = pair if profile.training.patch.enabled else None
-        options = {"patch_scales": patch, "patch_offsets": patch}
-        images = G.synthesize(ws, camera, concat_depth=profile.training.use_depth, **options).img
+        depth = profile.training.use_depth
+        images = G.synthesize(ws, camera, concat_depth=depth, patch_scales=patch, patch_offsets=patch).img
     return D(images, c, pair, pair, angles, False).logits.sum()

@@ -55,7 +55,7 @@ class Plan:
         schedule = {"checkpoint": training.snapshot_ticks, "samples": training.image_ticks}
         if training.metrics:
             schedule[", ".join(training.metrics)] = training.metric_ticks
-        precision = profile.precision
+        precision: str = profile.precision
         if precision == "bf16" and self.options.device == "cpu" and not native.CPU_COMPUTES_BFLOAT16:
             precision = "fp32 because this processor has no bf16"
         return [
