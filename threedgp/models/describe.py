@@ -80,9 +80,9 @@ def _generator_rows(profile: Profile) -> list[ModelRow]:
     G = build_generator(profile).eval().requires_grad_(False)
     z, c, angles = torch.empty(1, G.z_dim), torch.empty(1, G.c_dim), torch.empty(1, 3)
     rows = _record("G", {"mapping": G.mapping}, lambda: G.mapping(z, c, angles))
-    backbone, prefix = (G.backbone, "tri_plane_decoder") if isinstance(G, Generator) else (G.synthesis, "synthesis")
-    blocks = {f"{prefix}.b{r}": backbone.block(r) for r in backbone.block_resolutions}
-    rows += _record("G", blocks, lambda: backbone(torch.empty(1, G.num_ws, G.w_dim)))
+    prefix = "tri_plane_decoder" if isinstance(G, Generator) else "synthesis"
+    blocks = {f"{prefix}.b{r}": G.backbone.block(r) for r in G.backbone.block_resolutions}
+    rows += _record("G", blocks, lambda: G.backbone(torch.empty(1, G.num_ws, G.w_dim)))
     side = discriminator_resolution(profile)
     if isinstance(G, Generator):
         samples = side * side * profile.model.generator.ray_steps * 2  # coarse and fine

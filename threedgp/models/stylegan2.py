@@ -239,6 +239,10 @@ class StyleGAN2Generator(nn.Module):
         self.num_ws, self.img_resolution = synthesis.num_ws, synthesis.img_resolution
         self.patch_resolution = patch_resolution
 
+    @property
+    def backbone(self) -> SynthesisNetwork:
+        return self.synthesis
+
     def set_progress(self, density_noise_std: float, depth_progress: float) -> None:
         """Nothing in a 2D generator follows a schedule; here so that all generators are trained alike."""
 

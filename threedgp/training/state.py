@@ -105,44 +105,24 @@ class TrainingState:
         groups["extra"] = {"path_length_mean": self.path_length_mean}
         return groups
 
-    def plain(self, world: World) -> dict[str, Any]:
-        """Everything else, as JSON; all processes call it together, as each has statistics of its own."""
-        return {
-            "counters": asdict(self.counters),
-            "augment": asdict(self.augment.state()),
-            "monitor": asdict(self.monitor.memory),
-            "statistics": world.gather(self.statistics.state_dict()),
-        }
-
-    def load_plain(self, state: dict[str, Any], world: World) -> None:
-        """Continue where `plain` was called, with as many processes as there are now.
-
-        Raises:
-            CheckpointError: a value is missing or of another kind than `plain` writes.
-        """
-        try:
-            checked = PlainState.model_validate(state)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise CheckpointError(f"A checkpoint's state.json is damaged at {where}: {first['msg'].lower()}.") from None
-        self.counters, self.monitor.memory = checked.counters, checked.monitor
-        self.augment.restore(checked.augment)
-        self.statistics.load_state_dict(checked.statistics, world)
-
     def save(self, folder: Path, profile: Profile, world: World) -> Path | None:
         """Write a checkpoint into `folder`, on rank 0 of the processes, which all call it; returns its path there.
 
         Raises:
             CheckpointError: see `save_checkpoint`.
         """
-        state = self.plain(world)
+        plain = {
+            "counters": asdict(self.counters),
+            "augment": asdict(self.augment.state()),
+            "monitor": asdict(self.monitor.memory),
+            "statistics": world.gather(self.statistics.state_dict()),  # each process has its own
+        }
         if not world.is_main:
             return None
-        return save_checkpoint(folder, self.tensors(), state, nimg=self.counters.nimg, profile=profile)
+        return save_checkpoint(folder, self.tensors(), plain, nimg=self.counters.nimg, profile=profile)
 
     def load(self, path: Path, profile: Profile, world: World) -> None:
-        """Restore everything from a checkpoint.
+        """Restore everything from a checkpoint, with as many processes as there are now.
 
         Raises:
             CheckpointError: damaged, of other networks, or without what training needs.
@@ -156,7 +136,15 @@ class TrainingState:
         if path_length_mean is None or path_length_mean.shape != self.path_length_mean.shape:
             raise CheckpointError(f"Checkpoint {path} has no path_length_mean, which training needs.")
         self.path_length_mean.copy_(path_length_mean)
-        self.load_plain(loaded.state, world)
+        try:
+            plain = PlainState.model_validate(loaded.state)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"A checkpoint's state.json is damaged at {where}: {first['msg'].lower()}.") from None
+        self.counters, self.monitor.memory = plain.counters, plain.monitor
+        self.augment.restore(plain.augment)
+        self.statistics.load_state_dict(plain.statistics, world)
         self.synchronize(world)
 
     def synchronize(self, world: World) -> None:
@@ -181,8 +169,7 @@ def _compile(G: Generator | StyleGAN2Generator, D: Discriminator, profile: Profi
     """
     D.compile(dynamic=False)
     if profile.loss.path_length.weight == 0:
-        backbone = G.synthesis if isinstance(G, StyleGAN2Generator) else G.synthesis["tri_plane_decoder"]
-        backbone.compile(dynamic=False)
+        G.backbone.compile(dynamic=False)
 
 
 def adam_settings(config: OptimizerConfig, network: str, profile: Profile) -> dict[str, Any]:
