@@ -42,7 +42,7 @@ class DepthEstimator(Protocol):
 
 @dataclass(frozen=True)
 class EstimatorSpec:
-    """Which estimator, completely: can be sent to another process and built there.
+    """Which estimator, completely.
 
     Attributes:
         name: "leres", "synthetic" or "hf:<model-id>".
@@ -112,8 +112,7 @@ def choose_estimator(
     """
     if name.startswith(HUB_PREFIX) and name != HUB_PREFIX:
         if prediction == "auto":
-            model = name.removeprefix(HUB_PREFIX)
-            prediction = _known_output(model, _read_config(model, download))
+            prediction = _known_output(name.removeprefix(HUB_PREFIX), download)
         return EstimatorSpec(name, dtype=dtype, output=prediction, download=download)
     if name == "synthetic":
         return EstimatorSpec(name)
@@ -206,16 +205,6 @@ class SyntheticEstimator:
         return list(depth)
 
 
-def _read_config(model: str, download: bool) -> Any:
-    """What a transformers model says of itself, without its weights."""
-    try:
-        from transformers import AutoConfig
-    except ImportError:
-        raise MissingExtraError("transformers", "depth", "A depth estimator from the hub") from None
-    with _loading(model, download):
-        return AutoConfig.from_pretrained(model, local_files_only=not download)
-
-
 @contextmanager
 def _loading(model: str, download: bool) -> Iterator[None]:
     try:
@@ -226,12 +215,18 @@ def _loading(model: str, download: bool) -> Iterator[None]:
         raise WeightsError(f"The depth model '{model}' could not be loaded ({reason}).{how}") from None
 
 
-def _known_output(model: str, config: Any) -> Literal["depth", "disparity"]:
-    """Whether a transformers model returns depth or disparity.
+def _known_output(model: str, download: bool) -> Literal["depth", "disparity"]:
+    """Whether a transformers model returns depth or disparity, by its configuration.
 
     Raises:
         UsageError: it cannot be known; the user must say.
     """
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise MissingExtraError("transformers", "depth", "A depth estimator from the hub") from None
+    with _loading(model, download):
+        config = AutoConfig.from_pretrained(model, local_files_only=not download)
     kind = config.model_type
     if kind == "depth_anything":
         return "disparity" if config.depth_estimation_type == "relative" else "depth"
