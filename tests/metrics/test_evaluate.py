@@ -18,7 +18,7 @@ from tests.pretrained.filled import filled
 from threedgp import files
 from threedgp.config.metric_names import parse_metric
 from threedgp.data.pictures import Pictures
-from threedgp.errors import DataError, UsageError
+from threedgp.errors import DataError, ThreeDGPError, UsageError
 from threedgp.metrics import bank as bank_module
 from threedgp.metrics import evaluate as evaluate_module
 from threedgp.metrics.bank import StatisticsCache, real_key
@@ -327,6 +327,15 @@ def test_different_sizes_share_a_set_unless_the_model_has_one(tmp_path):
     assert bank.statistics.count == 8
     with pytest.raises(DataError, match=r"b/000.png is 48x48, but the model makes 64x64"):
         bank_module.fill(Pictures(folder, resolution=64), [bank_module.Bank(pool_extractor(), 8)], batch=8)
+
+
+def test_a_full_device_is_a_sentence(folders, monkeypatch):
+    def full(self, numbers, images):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(bank_module.Bank, "update", full)
+    with pytest.raises(ThreeDGPError, match="smaller batch"):
+        score(folders)
 
 
 def test_bad_input_is_refused(folders, tmp_path):

@@ -79,17 +79,18 @@ def collect(
     progress = progress if world.is_main else NULL_PROGRESS
 
     def work() -> None:
-        for chunk, groups in zip(chunks, images.batches(chunks), strict=True):
-            for present, pixels in groups:
-                sink.add(present, pixels)
-                progress.advance(min(len(present) * world.size, len(images)))
-            sink.close(chunk)
+        try:
+            for chunk, groups in zip(chunks, images.batches(chunks), strict=True):
+                for present, pixels in groups:
+                    sink.add(present, pixels)
+                    progress.advance(min(len(present) * world.size, len(images)))
+                sink.close(chunk)
+        except torch.OutOfMemoryError:
+            raise ThreeDGPError("The device ran out of memory: choose a smaller batch (--batch).") from None
 
     progress.start(label, len(images), done=len(done))
     try:
         together(world, work)
-    except torch.OutOfMemoryError:
-        raise ThreeDGPError(f"The {world.device} ran out of memory: choose a smaller --batch.") from None
     finally:
         progress.finish()
 
