@@ -168,12 +168,19 @@ def _run(
     finally:
         _end(workers)
     failures = [
-        Failure(first + local, worker.pid, worker.returncode, _read_report(folder / f"report-{local}.json"))
+        Failure(first + local, worker.pid, worker.returncode, _report_in(folder / f"report-{local}.json"))
         for local, worker in enumerate(workers)
         if worker.returncode != 0
     ]
     if failures:
         raise WorkersFailed(failures)
+
+
+def _report_in(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none, or half of one
+        return {}
 
 
 def _end(workers: Sequence[subprocess.Popen]) -> None:
@@ -304,25 +311,13 @@ def report_failure(error: BaseException) -> None:
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" (in {os.path.basename(last[0].filename)}, line {last[0].lineno})" if last else ""
     known = isinstance(error, ThreeDGPError)
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    alone = "DistError" in kinds or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
     first = (str(error).strip().splitlines() or ["no message"])[0]
     report = {
         "timestamp": time.time(),
-        "kind": "error" if known else "contact" if lost_contact(error) else "crash",
+        "kind": "error" if known else "contact" if alone else "crash",
         "text": str(error) if known else f"{type(error).__name__}: {first}{where}.",
     }
     with open(path, "w", encoding="utf-8") as file:
         json.dump(report, file)
-
-
-def lost_contact(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return "DistError" in names or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from threedgp.launch.slurm import SlurmOptions
     from threedgp.runs.run import Run
 
+WORKER = [sys.executable, "-u", "-m", "threedgp_cli.worker"]
 MachineOption = partial(typer.Option, rich_help_panel="Machines")
 ClusterOption = partial(typer.Option, rich_help_panel="Cluster (Slurm)")
 
@@ -258,7 +259,7 @@ def _train(run: Run, options: LaunchOptions) -> int | None:
     try:
         with stop_on_signals(request, announce):
             if options.world_size > 1:
-                run_workers(run, options, request)
+                run_workers(run, options, request, WORKER)
             else:
                 train_here(run, options, request, progress())
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from threedgp.launch.here import StopRequest
 from threedgp.launch.options import LaunchOptions
 from threedgp.launch.several import explain, run_workers
 from threedgp.launcher import Failure, NoMeeting, WorkersFailed
+from threedgp_cli.train import WORKER
 
 LOST = {"kind": "contact", "text": "RuntimeError: gloo: connection closed by peer."}
 
@@ -59,6 +60,6 @@ def test_machines_that_do_not_meet_are_told_what_to_check(run):
 @pytest.mark.slow
 def test_an_error_of_real_workers_reaches_the_caller(run):
     with pytest.raises(ThreeDGPError, match="There is no data set"):
-        run_workers(run, LaunchOptions(2), StopRequest())
+        run_workers(run, LaunchOptions(2), StopRequest(), WORKER)
     assert run.holder() is None
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "lock", "samples"]

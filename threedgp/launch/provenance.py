@@ -66,23 +66,20 @@ def versions() -> dict[str, str]:
 
 def save_code(folder: Path) -> Path:
     """Archive the package and the shipped profiles as `<digest>.zip`; the same code always gives the same archive."""
+    package = Path(threedgp.__file__).resolve().parent
+    roots = {"threedgp": package, "threedgp_cli": package.parent / "threedgp_cli", "configs": configs_folder()}
+    files = {
+        f"{label}/{path.relative_to(root).as_posix()}": path
+        for label, root in roots.items()
+        for path in root.rglob("*")
+        if path.suffix in KEPT and path.is_file()
+    }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, path in _code_files():
-            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name), files[name].read_bytes(), zipfile.ZIP_DEFLATED)
     target = folder / f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:12]}.zip"
     if not target.exists():
         with atomic_open(target) as file:
             file.write(buffer.getvalue())
     return target
-
-
-def _code_files() -> list[tuple[str, Path]]:
-    package = Path(threedgp.__file__).resolve().parent
-    folders = {"threedgp": package, "threedgp_cli": package.parent / "threedgp_cli", "configs": configs_folder()}
-    found = {}
-    for label, folder in folders.items():
-        for path in folder.rglob("*"):
-            if path.suffix in KEPT and path.is_file():
-                found[f"{label}/{path.relative_to(folder).as_posix()}"] = path
-    return sorted(found.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from threedgp.errors import ThreeDGPError
@@ -17,18 +17,19 @@ from threedgp.launch.options import LaunchOptions
 from threedgp.launcher import NoMeeting, WorkersFailed, launch
 from threedgp.runs.run import STOP_FILE, Run
 
-WORKER_MODULE = "threedgp_cli.worker"
 
-
-def run_workers(run: Run, options: LaunchOptions, request: StopRequest) -> None:
+def run_workers(run: Run, options: LaunchOptions, request: StopRequest, worker: Sequence[str]) -> None:
     """Start this machine's processes and wait for them; they hear of Ctrl-C through the run's stop file.
+
+    Args:
+        worker: command of a process; the run folder and the launch options as JSON are added to it.
 
     Raises:
         ThreeDGPError: a process failed or was killed, or the other machines did not come; says which and why.
         KeyboardInterrupt: a second Ctrl-C; the workers are ended.
     """
     folder = str(run.folder.resolve())
-    command = [sys.executable, "-u", "-m", WORKER_MODULE, folder, json.dumps(asdict(options))]
+    command = [*worker, folder, json.dumps(asdict(options))]
     try:
         for _ in launch(command, options.processes, nodes=options.nodes, rendezvous=options.rendezvous):
             if request.signal is not None:
