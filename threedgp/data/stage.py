@@ -68,7 +68,7 @@ class Stage:
         arguments: all that decides the bytes of the result (not the number of jobs). JSON values.
         manifest: its file name, for stages whose results share a folder.
         resume: True when targets that exist were made with the same arguments and may be kept.
-        journal: what earlier runs with these arguments made from what.
+        journal: what earlier runs with these arguments made from what. before: the files that they list.
         images: number of images finished so far, with all that belongs to them.
         files: {target: source} of finished files, both relative.
         skipped: {path: reason} of broken files. dropped: {path: reason} of files left out on request.
@@ -91,6 +91,7 @@ class Stage:
         self.source = self.found.root
         self.read = listing(self.found)
         self.journal, self.resume = Journal(self.output), False
+        self.before: list[str] = []
         self.images = 0
         self.files: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
@@ -144,16 +145,22 @@ class Stage:
         for sentence in outdated(stage.source):
             stage.progress.note(sentence)
         stage.claim()
-        stage.resume = stage._same_arguments()
+        earlier, manifest = stage._earlier(), stage._manifest(complete=False)
+        stage.resume = all(earlier.get(key) == manifest[key] for key in ("source", "arguments"))
+        if earlier and not stage.resume and not stage.overwrite:
+            raise UsageError(
+                f"{output} was made with other settings ({_changes(earlier, manifest)}). "
+                "Add --overwrite to make it again, or choose another output with -o."
+            )
         remove_leftovers(output)
-        before = stage._written_before()
+        before = earlier.get("files") if isinstance(earlier.get("files"), dict) else {}
         if stage.resume:
-            stage.journal = Journal.load(output)
+            stage.journal, stage.before = Journal.load(output), list(before)
         else:
             remove_files(output, before)
             stage.journal.path.unlink(missing_ok=True)
         # From here to `finish` nobody may take the folder for whole, and `before` must not be forgotten.
-        write_json(output / MANIFEST, {**stage._manifest(complete=False), "files": before if stage.resume else {}})
+        write_json(output / MANIFEST, {**manifest, "files": before if stage.resume else {}})
         return stage
 
     def make(self, label: str, jobs: Iterable[Job], work: Callable[[Job, Recorder], None]) -> None:
@@ -235,7 +242,7 @@ class Stage:
         total = total or self.images + len(self.skipped) + len(self.dropped)
         if prune_stale:
             # What a killed run made stands in the journal only; what is the user's own stands nowhere.
-            before = {*self._written_before(), *(t for made in self.journal.jobs.values() for t in made.targets)}
+            before = {*self.before, *(target for made in self.journal.jobs.values() for target in made.targets)}
             remove_files(self.output, before - self.files.keys())
         if self.journal.jobs:
             self.journal.keep(self.files)
@@ -282,35 +289,23 @@ class Stage:
             "files": dict(sorted(self.files.items())),
         }
 
-    def _written_before(self) -> dict[str, str]:
-        """{target: source} that the manifest in the output lists as this stage's own."""
-        content = read_json(self.output / MANIFEST) if (self.output / MANIFEST).is_file() else None
-        files = content.get("files") if isinstance(content, dict) else None
-        return {str(target): str(source) for target, source in files.items()} if isinstance(files, dict) else {}
-
-    def _same_arguments(self) -> bool:
-        if not any(entry for entry in self.output.iterdir() if not entry.name.startswith(".")):
-            return False
-        if not (self.output / MANIFEST).exists():
-            raise UsageError(
-                f"{self.output} holds files that '3dgp data {self.name}' did not write. "
-                "Empty it or choose another output with -o."
-            )
-        before = read_json(self.output / MANIFEST)
-        if not isinstance(before, dict) or before.get("stage") != self.name:
-            raise UsageError(f"{self.output} was written by another stage. Choose another output with -o.")
-        mine = self._manifest(complete=False)
-        if all(before.get(key) == mine[key] for key in ("source", "arguments")):
-            return True
-        if self.overwrite:
-            return False
-        old = {"source": before.get("source"), **(before.get("arguments") or {})}
-        new = {"source": mine["source"], **self.arguments}
-        changes = [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    def _earlier(self) -> dict[str, Any]:
+        """The manifest of an earlier run. Raises `UsageError` for a folder of somebody else or another stage."""
+        if all(entry.name.startswith(".") for entry in self.output.iterdir()):
+            return {}
+        content = read_json(self.output / MANIFEST) if (self.output / MANIFEST).exists() else None
+        if isinstance(content, dict) and content.get("stage") == self.name:
+            return content
         raise UsageError(
-            f"{self.output} was made with other settings ({', '.join(changes)}). "
-            "Add --overwrite to make it again, or choose another output with -o."
+            f"{self.output} holds files that '3dgp data {self.name}' did not write. "
+            "Empty it or choose another output with -o."
         )
+
+
+def _changes(earlier: dict[str, Any], manifest: dict[str, Any]) -> str:
+    old = {"source": earlier.get("source"), **(earlier.get("arguments") or {})}
+    new = {"source": manifest["source"], **manifest["arguments"]}
+    return ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key))
 
 
 def outdated(folder: Path) -> list[str]:
