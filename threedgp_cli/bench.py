@@ -126,14 +126,11 @@ def render(
     rows = [(part, f"{spent:.2f}", f"{100 * spent / total:.1f} %") for part, spent in parts]
     title = f"{speed.frames} frames of {speed.samples} samples at {speed.size}x{speed.size} on {model.device}"
     result = {
+        **speed._asdict(),
         "device": str(model.device),
-        "samples": speed.samples,
-        "frames": speed.frames,
-        "size": speed.size,
         "batch": settings.batch,
         "pictures_per_second": speed.pictures_per_second,
         "network_share": speed.network_share,
-        "seconds": speed.seconds,
         "saved_by_planes": speed.saved_by_planes,
     }
     if json_output:

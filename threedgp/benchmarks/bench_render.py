@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from threedgp.inference.jobs import render_video
 from threedgp.inference.model import TrainedModel
@@ -13,8 +13,7 @@ from threedgp.inference.settings import VideoSettings
 from threedgp.progress import NULL_PROGRESS, Progress
 
 
-@dataclass(frozen=True)
-class RenderSpeed:
+class RenderSpeed(NamedTuple):
     """One measured video.
 
     Attributes:
