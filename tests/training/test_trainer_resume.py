@@ -72,7 +72,7 @@ def test_kill_9_and_resume_equal_training_straight_through_byte_for_byte(
     assert_equal_bytes(run, straight_bytes(processes, overrides))
 
 
-@pytest.mark.parametrize("overrides", [(), FEATURES])
+@pytest.mark.parametrize("overrides", [(), pytest.param(FEATURES, marks=pytest.mark.slow)])
 def test_two_processes_equal_one_that_takes_the_same_micro_batches(workspace, overrides):
     cadence = ("training.tick_kimg=0.008", "training.kimg=0.04", *overrides)
     one, two = make_run(workspace, "one", "training.batch_gpu=4", *cadence), make_run(workspace, "two", *cadence)
