@@ -17,40 +17,23 @@ from typing import Literal
 from threedgp.errors import UsageError
 
 Family = Literal["fid", "kid", "pr", "is", "nfs"]
-FAMILIES: dict[str, Family] = {
-    "fid": "fid",
-    "kid": "kid",
-    "pr": "pr",
-    "is": "is",
-    "nfs": "nfs",
-    "fd_efflite0_": "fid",
-    "kd_efflite0_": "kid",
-    "pr_efflite0_": "pr",
-}
-"""How a metric's name begins -> its family."""
 
 INCEPTION = "inception"
 EFFLITE0 = "tf_efficientnet_lite0"
 VGG16 = "vgg16-torchvision"
 
+_N = r"\d{1,9}k?"
+_FORMS: dict[Family, str] = {
+    "fid": rf"(fid|fd(?P<offline>_efflite0_))(?P<gen>{_N})(_(?P<real>full|{_N}))?",
+    "kid": rf"(kid|kd(?P<offline>_efflite0_))(?P<gen>{_N})(_(?P<real>full))?",
+    "pr": rf"pr(?P<offline>_efflite0_)?(?P<gen>{_N})((?<=k)|(?<!k)_)(?P<neighbours>\d{{1,9}})(_(?P<real>full))?",
+    "is": rf"is(?P<gen>{_N})",
+    "nfs": rf"nfs(?P<gen>{_N})(?P<per_image>_perimage)?",
+}
 _OFFLINE_PREFIX = {"fid": "fd_efflite0_", "kid": "kd_efflite0_", "pr": "pr_efflite0_"}
 _FULL_LIMIT = {"fid": None, "kid": 1_000_000, "pr": 200_000}  # real images of the `_full` forms; None: all
-_NAME = re.compile(
-    r"(?P<prefix>fd_efflite0_|kd_efflite0_|pr_efflite0_|fid|kid|pr|is|nfs)"
-    r"(?P<count>\d{1,9}k?)(?P<rest>.{0,20})"
-)
-_LABELS = {
-    "fid": "Frechet Inception distance",
-    "kid": "Kernel Inception distance",
-    "pr": "Precision and recall",
-    "is": "Inception score",
-    "nfs": "Non-flatness score",
-}
-_OFFLINE_LABELS = {
-    "fid": "Frechet distance (efficientnet_lite0)",
-    "kid": "Kernel distance (efficientnet_lite0)",
-    "pr": "Precision and recall (efficientnet_lite0)",
-}
+_LABELS = {"fid": "Frechet Inception distance", "kid": "Kernel Inception distance", "pr": "Precision and recall"}
+_LABELS |= {"is": "Inception score", "nfs": "Non-flatness score"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +41,6 @@ class MetricSpec:
     """What a metric name asks for.
 
     Attributes:
-        name: the canonical name.
         family: which formula.
         num_gen: generated images.
         num_real: at most this many real images; None: all of them.
@@ -69,7 +51,6 @@ class MetricSpec:
             non-flatness score, which looks at depth only.
     """
 
-    name: str
     family: Family
     num_gen: int
     num_real: int | None = None
@@ -79,9 +60,22 @@ class MetricSpec:
     extractor: str | None = INCEPTION
 
     @property
+    def name(self) -> str:
+        """The canonical name."""
+        prefix = _OFFLINE_PREFIX[self.family] if self.extractor == EFFLITE0 else self.family
+        count = _label(self.num_gen)
+        if self.family == "pr":
+            count += f"{'' if count.endswith('k') else '_'}{self.neighbours}"
+        suffix = "_full" if self.full else ""
+        if self.family == "fid" and not self.full and self.num_real and self.num_real != self.num_gen:
+            suffix = f"_{_label(self.num_real)}"
+        return f"{prefix}{count}{suffix}{'_perimage' if self.per_image else ''}"
+
+    @property
     def label(self) -> str:
         """Human name of the family; offline distances are never called FID."""
-        return (_OFFLINE_LABELS if self.extractor == EFFLITE0 else _LABELS)[self.family]
+        label = _LABELS[self.family]
+        return f"{label.replace(' Inception', '')} (efficientnet_lite0)" if self.extractor == EFFLITE0 else label
 
     @property
     def needs_real(self) -> bool:
@@ -109,8 +103,7 @@ class MetricSpec:
 
     def of(self, num_gen: int) -> MetricSpec:
         """The same question asked of another number of images."""
-        spec = replace(self, num_gen=num_gen)
-        return replace(spec, name=_compose(spec, spec.extractor))
+        return replace(self, num_gen=num_gen)
 
     def offline(self) -> MetricSpec:
         """The same question asked with EfficientNet-Lite0 features.
@@ -122,7 +115,7 @@ class MetricSpec:
             return self
         if self.family == "is":
             raise UsageError("The Inception score is defined by the Inception classifier: it has no offline stand-in.")
-        return replace(self, name=_compose(self, EFFLITE0), extractor=EFFLITE0)
+        return replace(self, extractor=EFFLITE0)
 
 
 def parse_metric(name: str) -> MetricSpec:
@@ -131,16 +124,32 @@ def parse_metric(name: str) -> MetricSpec:
     Raises:
         UsageError: the name follows no known form, or asks for zero images.
     """
-    match = _NAME.fullmatch(name)
-    spec = _build(match) if match else None
-    if spec is None:
+    for family, form in _FORMS.items():
+        if match := re.fullmatch(form, name):
+            spec = _build(family, match.groupdict())
+            break
+    else:
         raise UsageError(
             f"'{name}' is no metric. Known forms: fid50k_full, fid5k, fid5k_1k, kid50k_full, pr50k3_full, is50k, "
             "nfs256, fd_efflite0_50k_full, kd_efflite0_50k_full, pr_efflite0_50k3_full; any number of images."
         )
     if spec.num_gen < 1 or spec.num_real == 0 or spec.neighbours < 1:
         raise UsageError(f"Metric '{name}' asks for zero images: use a number of at least 1.")
-    return replace(spec, name=_compose(spec, spec.extractor))
+    return spec
+
+
+def _build(family: Family, parts: dict[str, str | None]) -> MetricSpec:
+    num_gen, real = _count(parts["gen"] or ""), parts.get("real")
+    num_real = _count(real) if real and real != "full" else num_gen
+    return MetricSpec(
+        family,
+        num_gen,
+        _FULL_LIMIT[family] if real == "full" else num_real if family in _FULL_LIMIT else None,
+        full=real == "full",
+        neighbours=int(parts.get("neighbours") or 3),
+        per_image=parts.get("per_image") is not None,
+        extractor=EFFLITE0 if parts.get("offline") else _default_extractor(family),
+    )
 
 
 def metric_name(
@@ -164,10 +173,8 @@ def metric_name(
         raise UsageError(
             f"'{family}' compares with the whole real set or with {num_gen} of its images, not {num_real}."
         )
-    extractor = _default_extractor(family)
     full = num_real is None and family in _FULL_LIMIT
-    spec = MetricSpec("", family, num_gen, num_real, full, neighbours, extractor=extractor)
-    spec = parse_metric(_compose(spec, extractor))
+    spec = MetricSpec(family, num_gen, num_real, full, neighbours, extractor=_default_extractor(family))
     return (spec.offline() if offline else spec).name
 
 
@@ -177,16 +184,13 @@ def larger_is_better(value_name: str) -> bool:
     Raises:
         UsageError: the value belongs to no known metric.
     """
-    return parse_metric(_metric_of(value_name)).family in ("pr", "is", "nfs")
+    metric = re.sub(r"_(mean|std|precision|recall|entropy|clamped)$", "", value_name)
+    return parse_metric(metric).family in ("pr", "is", "nfs")
 
 
 def main_value(name: str) -> str:
     """The results key that ranks checkpoints for metric `name`: the name itself except for pr (…_precision) and is."""
     return parse_metric(name).main_value
-
-
-def _metric_of(value_name: str) -> str:
-    return re.sub(r"_(mean|std|precision|recall|entropy|clamped)$", "", value_name)
 
 
 def _count(text: str) -> int:
@@ -201,43 +205,5 @@ def _label(count: int) -> str:
     return f"{count // 1000}k" if count % 1000 == 0 and count != 2000 else str(count)
 
 
-def _compose(spec: MetricSpec, extractor: str | None) -> str:
-    prefix = _OFFLINE_PREFIX[spec.family] if extractor == EFFLITE0 else spec.family
-    count = _label(spec.num_gen)
-    if spec.family == "pr":
-        count += f"{'' if count.endswith('k') else '_'}{spec.neighbours}"
-    suffix = "_full" if spec.full else ""
-    if spec.family == "fid" and not spec.full and spec.num_real not in (None, spec.num_gen):
-        suffix = f"_{_label(spec.num_real)}"
-    return f"{prefix}{count}{suffix}{'_perimage' if spec.per_image else ''}"
-
-
 def _default_extractor(family: Family) -> str | None:
     return {"nfs": None, "pr": VGG16}.get(family, INCEPTION)
-
-
-def _build(match: re.Match[str]) -> MetricSpec | None:
-    prefix, rest, num_gen = match["prefix"], match["rest"], _count(match["count"])
-    offline = prefix.endswith("_efflite0_")
-    family = FAMILIES[prefix]
-    if family == "nfs":
-        if rest not in ("", "_perimage"):
-            return None
-        return MetricSpec("", "nfs", num_gen, per_image=bool(rest), extractor=None)
-    if family == "is":
-        return MetricSpec("", "is", num_gen) if rest == "" else None
-    neighbours = 3
-    if family == "pr":
-        found = re.match(r"\d+" if match["count"].endswith("k") else r"_\d+", rest)
-        if found is None:
-            return None
-        neighbours, rest = int(found[0].lstrip("_")), rest[found.end() :]
-    full = rest == "_full"
-    num_real: int | None = _FULL_LIMIT[family] if full else num_gen
-    if rest not in ("", "_full"):
-        real = re.fullmatch(r"_(\d+k?)", rest)
-        if family != "fid" or real is None:
-            return None
-        num_real = _count(real[1])
-    extractor = EFFLITE0 if offline else _default_extractor(family)
-    return MetricSpec("", family, num_gen, num_real, full, neighbours, extractor=extractor)

@@ -129,7 +129,7 @@ def _patch_problems(profile: Profile) -> list[str]:
         )
     if patch.min_scale is not None and patch.min_scale > patch.max_scale:
         found.append("training.patch.min_scale is larger than training.patch.max_scale.")
-    first = profile.patch_law.min_scale if patch.anneal_kimg == 0 else patch.max_scale  # smallest at the start
+    first = profile.patch_law.min_scale or 0 if patch.anneal_kimg == 0 else patch.max_scale  # smallest at the start
     allowed = [scale for scale in patch.discrete_support if first <= scale <= patch.max_scale]
     if patch.distribution == "discrete_uniform" and not allowed:
         found.append(
@@ -180,31 +180,26 @@ def _camera_problems(camera: CameraConfig, *, learned: bool) -> list[str]:
 
 def _scalar_problems(path: str, prior: ScalarPriorConfig) -> list[str]:
     if prior.dist == "normal":
-        if prior.mean is None or prior.std:
-            return [f"{path}: dist normal is a constant here: it needs mean, and std 0."]
-        return []
-    return _bounds_problems(path, prior, needs_std=prior.dist == "truncnorm", needs_mean=prior.dist == "truncnorm")
+        constant = prior.mean is not None and not prior.std
+        return [] if constant else [f"{path}: dist normal is a constant here: it needs mean, and std 0."]
+    return _missing_or_wrong(path, prior, ["min", "max", *(["std", "mean"] if prior.dist == "truncnorm" else [])])
 
 
 def _angle_problems(path: str, dist: str, prior: RangeConfig) -> list[str]:
-    if dist == "custom":
-        return []
     if dist in ("normal", "hybrid"):
         missing = [key for key in ("mean", "std") if getattr(prior, key) is None]
         return [f"{path}: dist {dist} needs {' and '.join(missing)}."] if missing else []
-    return _bounds_problems(path, prior, needs_std=dist == "truncnorm", needs_mean=False)
+    needed = ["min", "max", *(["std"] if dist == "truncnorm" else [])]
+    return [] if dist == "custom" else _missing_or_wrong(path, prior, needed)
 
 
-def _bounds_problems(path: str, prior: RangeConfig, *, needs_std: bool, needs_mean: bool) -> list[str]:
-    needed = ["min", "max"] + ["std"] * needs_std + ["mean"] * needs_mean
+def _missing_or_wrong(path: str, prior: RangeConfig, needed: list[str]) -> list[str]:
     missing = [key for key in needed if getattr(prior, key) is None]
     if missing:
         return [f"{path} needs {' and '.join(missing)}."]
     if prior.min is not None and prior.max is not None and prior.min > prior.max:
         return [f"{path}: min {prior.min} is larger than max {prior.max}."]
-    if needs_std and not prior.std:
-        return [f"{path}: std must be larger than 0."]
-    return []
+    return [f"{path}: std must be larger than 0."] if "std" in needed and not prior.std else []
 
 
 def _power_of_two(value: int) -> bool:

@@ -169,9 +169,10 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
+        window: Any = _Window(self.data, self.position)
         try:
-            for count, (opcode, argument, at) in enumerate(pickletools.genops(_Window(self.data, self.position))):
-                self.position = at + 1
+            for count, (opcode, argument, at) in enumerate(pickletools.genops(window)):
+                self.position = (at or 0) + 1
                 if count > MAX_STEPS:
                     raise self.unsafe(f"it takes more than {MAX_STEPS} steps to read")
                 if opcode.name == "STOP":
@@ -325,7 +326,9 @@ class Machine:
     def put_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, Record):
-            target.items = target = {} if target.items is None else target.items
+            if target.items is None:
+                target.items = {}
+            target = target.items
         if not isinstance(target, dict):
             raise ValueError("items for something that is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -420,7 +423,7 @@ def _numpy_dtype(note: Any) -> np.dtype:
     code = note.arguments[0]
     if not isinstance(code, str) or not re.fullmatch(r"[biufc]\d{1,2}", code):
         raise ValueError("an odd numpy type")
-    order = note.state[1] if isinstance(note.state, tuple) and len(note.state) > 1 else "|"
+    order: Any = note.state[1] if isinstance(note.state, tuple) and len(note.state) > 1 else "|"
     if order not in ("<", ">", "|", "="):
         raise ValueError("numpy byte order")
     return np.dtype(code).newbyteorder(order)
