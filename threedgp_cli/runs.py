@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,7 @@ def list_runs(workspace: WorkspaceOption = None, json_output: JsonOption = False
     place = Workspace.find(workspace)
     summaries = summarize_all(place)
     if json_output:
-        print_json([summary.as_dict() for summary in summaries])
+        print_json([asdict(summary) for summary in summaries])
         return
     if not summaries:
         say(f"No runs in {place.runs} yet. Start one with: 3dgp train --profile NAME")
@@ -70,13 +71,8 @@ def show_run(
     summary = summarize(run)
     checkpoints = [] if summary.problem else summarize_checkpoints(run)
     if json_output:
-        print_json(
-            {
-                **summary.as_dict(),
-                "folder": str(run.folder),
-                "checkpoints": [checkpoint.as_dict() for checkpoint in checkpoints],
-            }
-        )
+        described = [asdict(checkpoint) for checkpoint in checkpoints]
+        print_json(asdict(summary) | {"folder": str(run.folder), "checkpoints": described})
         return
     rows = [
         ("folder", run.folder),

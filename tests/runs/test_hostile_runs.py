@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def use(run: Run, state: TrainingState) -> int:
     said: list[str] = []
     (path,) = run.folder.glob("checkpoints/*")
     for read in (
-        lambda: summarize(run).as_dict(),
+        lambda: asdict(summarize(run)),
         lambda: summarize_checkpoints(run),
         lambda: run.checkpoint("latest"),
         lambda: load_generator(path),

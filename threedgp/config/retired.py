@@ -30,33 +30,18 @@ _SPAN = "spans now follow from training.divergence.grace, a share of training.ki
 _FIXED = "it has the value that suited all profiles"
 
 RETIRED = {
-    **{
-        f"training.divergence.{name}": _SPAN
-        for name in ("grace_kimg", "settle_kimg", "step_back_kimg", "region_kimg", "calm_kimg")
-    },
-    **{
-        f"training.divergence.{name}": "lowered learning rates stay lowered, or the run would diverge again"
-        for name in ("slow_kimg", "return_kimg")
-    },
-    **{
-        f"training.divergence.{name}": "training.divergence.patience holds for all criteria"
-        for name in ("saturated_ticks", "logit_ticks")
-    },
-    "training.divergence.healthy_ticks": "it is half of training.divergence.candidate_ticks",
-    **{
-        f"training.divergence.{name}": _FIXED
-        for name in (
-            "nonfinite_fraction",
-            "saturated_sign",
-            "saturated_loss",
-            "logit_limit",
-            "diversity_factor",
-            "diversity_readings",
-            "metric_factor",
-            "metric_margin",
-            "candidates",
-        )
-    },
+    f"training.divergence.{name}": why
+    for why, names in {
+        _SPAN: ("grace_kimg", "settle_kimg", "step_back_kimg", "region_kimg", "calm_kimg"),
+        "lowered learning rates stay lowered, or the run would diverge again": ("slow_kimg", "return_kimg"),
+        "training.divergence.patience holds for all criteria": ("saturated_ticks", "logit_ticks"),
+        "it is half of training.divergence.candidate_ticks": ("healthy_ticks",),
+        _FIXED: (
+            *("nonfinite_fraction", "saturated_sign", "saturated_loss", "logit_limit", "candidates"),
+            *("diversity_factor", "diversity_readings", "metric_factor", "metric_margin"),
+        ),
+    }.items()
+    for name in names
 }
 """Key path of a setting that is ignored now -> why."""
 

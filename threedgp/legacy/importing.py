@@ -93,16 +93,17 @@ def _fit_all(
     result = {}
     try:
         with torch.device("meta"):  # names and shapes only
-            generator = build_generator(profile)
-            discriminator = build_discriminator(profile) if "D" in snapshot.tensors else None
+            generator: torch.nn.Module = build_generator(profile)
+            modules = {"G": generator, "G_ema": generator}
+            if "D" in snapshot.tensors:
+                modules["D"] = build_discriminator(profile)
     except (ValueError, ArithmeticError, RuntimeError, KeyError):
         raise CheckpointError(f"{source} does not fit any network: its parameters have impossible sizes.") from None
     for network, weights in snapshot.tensors.items():
-        module = discriminator if network == "D" else generator
-        own = module.state_dict()
+        own = modules[network].state_dict()
         fitted = {name: _fit(value, own[name]) for name, value in weights.items() if name in own}
         unknown = {name: value for name, value in weights.items() if name not in own and not _UNUSED.fullmatch(name)}
-        check_weights(module, fitted | unknown, f"{source}, {network}")
+        check_weights(modules[network], fitted | unknown, f"{source}, {network}")
         result[network] = fitted
     result.setdefault("G_ema", result.get("G", {}))
     return profile, result

@@ -11,7 +11,7 @@ import math
 import mmap
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ def read_snapshot(path: Path | str) -> Snapshot:
         snapshot = _read_pickled(path)
     else:
         with _damaged(path):
-            flat = {".safetensors": load_file, ".npz": _read_npz}.get(suffix, _read_torch)(path)
-        snapshot = Snapshot(_split(flat))
+            read: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {".safetensors": load_file, ".npz": _read_npz}
+            snapshot = Snapshot(_split(read.get(suffix, _read_torch)(path)))
     if not snapshot.tensors.keys() & {"G", "G_ema"}:
         raise CheckpointError(
             f"{path} holds no generator: neither G nor G_ema, nor parameters named mapping.* and synthesis.*."
@@ -240,7 +240,7 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
                 size = math.prod(shape) * dtype.itemsize
                 if size > info.file_size:
                     raise UnsafeFileError(f"{path} is refused: {info.filename!r} claims {size} bytes it has not.")
-                values = np.frombuffer(bytearray(file.read(size)), dtype).reshape(shape, order="FC"[not fortran])
+                values = np.frombuffer(bytearray(file.read(size)), dtype).reshape(shape, order="F" if fortran else "C")
                 native = np.ascontiguousarray(values, dtype=dtype.newbyteorder("="))
                 arrays[info.filename.removesuffix(".npy")] = torch.from_numpy(native).reshape(shape)
     return arrays

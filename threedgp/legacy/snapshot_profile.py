@@ -195,10 +195,7 @@ def _discriminator_tree(shapes: Shapes, settings: Mapping[str, Any], known: Mapp
         "hyper_mod": any(name.startswith("hyper_mod_mapping.") for name in shapes),
         **_widths(channels, settings, "discriminator"),
     }
-    for ours, theirs in (("fp32_only", "fp32_only"), ("mbstd_group_size", "mbstd_group_size")):
-        value = _first(settings, theirs)
-        if value is not None:
-            discriminator[ours] = value
+    discriminator |= _translate(settings, {key: key for key in ("fp32_only", "mbstd_group_size")})
     embed = shapes.get("head_mapping.embed.weight")
     if embed is not None:
         classes = _first(known, "data.num_classes") or 0
@@ -293,15 +290,11 @@ _GENERATOR_KEYS = {
     "camera_conditioning.drop_probability": "camera_cond_drop_p",
     "camera_conditioning.spoof_probability": "camera_cond_spoof_p",
 }
-_DEPTH_KEYS = {
-    "out_strategy": "out_strategy",
-    "selection_start_p": "selection_start_p",
-    "anneal_kimg": "anneal_kimg",
-    "near_plane_offset_max_fraction": "near_plane_offset_max_fraction",
-    "near_plane_offset_bias": "near_plane_offset_bias",
-}
-_CAMERA_ADAPTOR_KEYS = {"lr_multiplier": "lr_multiplier", "residual": "residual"} | {
-    f"adjust.{name}": f"adjust.{name}" for name in ("angles", "radius", "fov", "look_at")
+_NEAR_PLANE = ("near_plane_offset_max_fraction", "near_plane_offset_bias")
+_DEPTH_KEYS = {name: name for name in ("out_strategy", "selection_start_p", "anneal_kimg", *_NEAR_PLANE)}
+_CAMERA_ADAPTOR_KEYS = {
+    name: name
+    for name in ("lr_multiplier", "residual", "adjust.angles", "adjust.radius", "adjust.fov", "adjust.look_at")
 }
 
 

@@ -80,7 +80,8 @@ def read_stream(data: memoryview, source: str, allow: re.Pattern[str] | None = N
         source: name of the file, for messages.
         allow: names that the object may ask for; by default a snapshot's.
     """
-    position, values, storages = 0, [], {}
+    position, values = 0, []
+    storages: dict[str, Storage] = {}
     for _ in range(5):
         machine = Machine(data, source, position=position, storages=storages, allow=allow)
         values.append(machine.run())

@@ -335,7 +335,7 @@ class Run:
         nimg = round(1000 * _number(str(which)), 3)
         for path in named or [path for path in paths if checkpoint_nimg(path) == nimg]:
             return path
-        there = ", ".join(_kimg(path) for path in paths[-20:]) or "none"
+        there = ", ".join(f"{checkpoint_nimg(path) / 1000:.12g}" for path in paths[-20:]) or "none"
         raise CheckpointError(f"Run '{self.name}' has no checkpoint '{which}'. It has, in thousand images: {there}.")
 
 
@@ -403,10 +403,6 @@ def load_generator(checkpoint: Path | str, device: torch.device | str = "cpu") -
     generator = build_generator(profile)
     load_weights(generator, loaded.tensors["G_ema"], f"Checkpoint {checkpoint}, G_ema")
     return generator.eval().requires_grad_(False).to(device)
-
-
-def _kimg(path: Path) -> str:
-    return f"{checkpoint_nimg(path) / 1000:.12g}"
 
 
 def _number(text: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from threedgp.config.workspace import Workspace
@@ -43,9 +43,6 @@ class RunSummary:
     bytes: int = 0
     problem: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class CheckpointSummary:
@@ -57,9 +54,6 @@ class CheckpointSummary:
     written: float
     scores: dict[str, float | None] = field(default_factory=dict)
     best: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def summarize(run: Run) -> RunSummary:
