@@ -75,9 +75,9 @@ def _between(first: float, last: float, frames: int, start: Tensor) -> Tensor:
 
 def _join(start: Tensor, *parts: Tensor | float) -> Tensor:
     """Yaw, pitch, roll, fov, each [S or 1, F or 1] or a number -> [S, F, 4]."""
-    parts = [torch.as_tensor(part, device=start.device, dtype=start.dtype) for part in parts]
-    shape = torch.broadcast_shapes(*(part.shape for part in parts), start.shape[:2])
-    return torch.stack([part.expand(shape) for part in parts], dim=-1)
+    numbers = [torch.as_tensor(part, device=start.device, dtype=start.dtype) for part in parts]
+    shape = torch.broadcast_shapes(*(number.shape for number in numbers), start.shape[:2])
+    return torch.stack([number.expand(shape) for number in numbers], dim=-1)
 
 
 class FrontCircle(Animation):

@@ -34,7 +34,7 @@ def pick(rng: Random, *choices: str) -> Array:
     text = choices[int(rng.integers(len(choices)))]
     h, s, v = colorsys.rgb_to_hsv(*(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)))
     h, s, v = h + rng.normal(0, 0.012), s * rng.uniform(0.88, 1.12), v * rng.uniform(0.92, 1.06)
-    return to_linear(colorsys.hsv_to_rgb(h % 1.0, min(s, 1.0), min(v, 1.0)))
+    return to_linear(np.array(colorsys.hsv_to_rgb(h % 1.0, min(s, 1.0), min(v, 1.0))))
 
 
 def shade(colour: Array, factor: float) -> Array:

@@ -129,7 +129,7 @@ def build_stage(index: int, seed: int) -> Stage:
     options = SETTINGS[CLASSES[class_id]]
     ground, low, high, pattern, cove = MOODS[options[int(rng.integers(len(options)))]]
     light = _draw_light(rng, yaw)
-    surroundings = [pick(rng, *colours) for colours in (ground, low, high)]
+    ground_colour, low_colour, high_colour = (pick(rng, *colours) for colours in (ground, low, high))
     width, radius, noise, turn = (
         rng.uniform(0.8, 1.4),
         rng.uniform(2.3, 2.8),
@@ -139,7 +139,7 @@ def build_stage(index: int, seed: int) -> Stage:
     thing = build_object(CLASSES[class_id], rng)
     scale = half / thing.reach
     radius = min(radius * thing.reach, 0.9 * (FAR - 1) / scale)
-    backdrop = Backdrop(*surroundings, pattern, cove * width, radius, noise, turn)
+    backdrop = Backdrop(ground_colour, low_colour, high_colour, pattern, cove * width, radius, noise, turn)
     return Stage(class_id, thing, backdrop, light, camera, scale)
 
 
@@ -290,7 +290,7 @@ def _hit_backdrop(stage: Stage, view: View, direction: Array) -> tuple[Array, Ar
     return np.minimum(plane, wall) - cove * np.log1p(np.exp(-np.abs(gap))) * np.float32(0.5), share
 
 
-def _paint_backdrop(backdrop: Backdrop, p: Array, share: Array) -> tuple[Array, Array, float]:
+def _paint_backdrop(backdrop: Backdrop, p: Array, share: Array) -> tuple[Array, Array, Array]:
     """Colour, normal and gloss of ground and backdrop: soft gradients and low-contrast patterns."""
     cloud = waves(p, *backdrop.noise)
     tone = 1 + 0.05 * cloud

@@ -37,17 +37,11 @@ def make_grid(images: Tensor, columns: int, border: int = BORDER) -> Tensor:
         >>> make_grid(torch.ones(5, 3, 4, 6), 3).shape
         torch.Size([3, 14, 26])
     """
-    if images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
-    count, channels, height, width = images.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    step_y, step_x = height + border, width + border
-    grid = images.new_zeros(channels, rows * step_y + border, columns * step_x + border)
-    for index, image in enumerate(images):
-        top, left = border + index // columns * step_y, border + index % columns * step_x
-        grid[:, top : top + height, left : left + width] = image
-    return grid
+    from torchvision.utils import make_grid as tile  # slow to import
+
+    if len(images) == 1:  # which torchvision leaves without a border
+        return torch.nn.functional.pad(images[0].expand(3, -1, -1), [border] * 4)
+    return tile(images, nrow=columns, padding=border)
 
 
 def to_uint8(images: Tensor) -> Tensor:

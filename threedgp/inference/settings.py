@@ -162,7 +162,7 @@ def build_subjects(settings: SubjectSettings, num_classes: int) -> list[tuple[Sa
         if max(settings.classes) >= num_classes or min(settings.classes) < 0:
             raise UsageError(f"--classes: this model has the classes 0 to {num_classes - 1}.")
     if getattr(settings, "interpolate", None) is not None:
-        return plan_pairs(settings.seeds, settings.classes, num_classes)
+        return [*plan_pairs(settings.seeds, settings.classes, num_classes)]
     return [(sample,) for sample in plan_samples(settings.seeds, settings.classes, num_classes)]
 
 

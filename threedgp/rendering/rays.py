@@ -50,7 +50,7 @@ def camera_rays(
     if (patch_scales is None) != (patch_offsets is None):
         raise ValueError("patch_scales and patch_offsets belong together: give both or neither")
     xy = pixel_grid(height, width, device=camera.device, dtype=camera.dtype)[None]  # [1, R, 2]
-    if patch_scales is not None:
+    if patch_scales is not None and patch_offsets is not None:
         xy = (xy + 1.0) * patch_scales[:, None] - 1.0 + 2.0 * patch_offsets[:, None]  # [B, R, 2]
     xy = xy.expand(len(camera), -1, -1)
     plane_distance = 1.0 / torch.tan(torch.deg2rad(camera.fov) / 2.0)  # [B]: half-extent of the image plane is 1
