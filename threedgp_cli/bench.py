@@ -29,7 +29,6 @@ def data(
     """Images a second of every data stage, on photos made for it, beside a plain Pillow script."""
     from threedgp.benchmarks.bench_data import bench_data
 
-    options = {"count": count, "size": size, "jobs": tuple(jobs or (1, 2)), "repeats": repeats, "scratch": scratch}
     columns = [
         ("stage", "stage", "{}"),
         ("photos", "photos", "{}"),
@@ -39,7 +38,11 @@ def data(
         ("ratio", "ratio", "{:.2f}x"),
         ("loss (PSNR)", "psnr", "{:.1f} dB"),
     ]
-    timings = list(bench_data(**options, progress=progress()))
+    timings = list(
+        bench_data(
+            count=count, size=size, jobs=tuple(jobs or (1, 2)), repeats=repeats, scratch=scratch, progress=progress()
+        )
+    )
     _report(f"Data stages, to {size}x{size} PNG", columns, timings, json_output)
     say("plain: Pillow's open, crop, Lanczos and save with their defaults, in joblib.", json_output=json_output)
 

@@ -153,7 +153,7 @@ class ConsoleProgress(Progress):
         self.console = console
         self.bar: Any = None
         self.task: Any = None
-        self.finish()
+        self.label: str | None = None
 
     def start(self, label: str, total: int | None = None, unit: str = "images", done: int = 0) -> None:
         self.finish()
@@ -188,8 +188,8 @@ class ConsoleProgress(Progress):
         elif self.label is not None and time.monotonic() - self.last >= self.PLAIN_SECONDS:
             self.last = time.monotonic()
             left = "" if not self.total else f", {_duration((self.total - self.done) * elapsed / max(fresh, 1))} left"
-            count = f"{self.done}{'' if self.total is None else f'/{self.total}'}"
-            self._line(f"{self.label}: {count} ({rate}{left}) {self.text}".rstrip())
+            seen = f"{self.done}{'' if self.total is None else f'/{self.total}'}"
+            self._line(f"{self.label}: {seen} ({rate}{left}) {self.text}".rstrip())
 
     def status(self, text: str) -> None:
         self.text = text
@@ -202,11 +202,11 @@ class ConsoleProgress(Progress):
     def finish(self) -> None:
         if self.bar is not None:
             self.bar.stop()
-        elif getattr(self, "label", None) is not None:
+        elif self.label is not None:
             elapsed = time.monotonic() - self.began
             self._line(f"{self.label}: {self.done - self.before} {self.unit} in {_duration(elapsed)}")
         self.bar = None
-        self.label: str | None = None
+        self.label = None
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -254,7 +254,7 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(1)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of whichever Click Typer carries
-            error.message = visible(getattr(error, "message", None) or "")
+            vars(error)["message"] = visible(getattr(error, "message", None) or "")
             error.show()
             sys.exit(error.exit_code)
         if debug:

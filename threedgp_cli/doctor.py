@@ -144,7 +144,8 @@ def _weights() -> list[Finding]:
         try:
             found.append(Finding(f"weights {name}", GOOD, f"{uses[name]}: {find_weights(name).path}"))
         except ThreeDGPError:
-            fetch = f", or let a command fetch its {file.size / 1e6:.0f} MB with --download" if file.address else ""
+            size = "" if file.size is None else f" its {file.size / 1e6:.0f} MB"
+            fetch = f", or let a command fetch{size} with --download" if file.address else ""
             advice = f"Put {file.file_name} into {cache_folder('weights')}{fetch}."
             found.append(Finding(f"weights {name}", WARN, f"missing ({uses[name]}).", advice))
     return found

@@ -310,7 +310,7 @@ def _render(kind: str, chosen: ModelOptions, options: SampleOptions) -> None:
     if model.is_2d and ("trajectory" in given or "motion" in given):
         listener.note("A 2D model has one view of each sample, so the trajectory does not matter.")
     base = output_base(kind, chosen.out, place.renders, f"{model.run}-{model.kimg}kimg", settings)
-    render = {"video": render_video, "grid": render_grid, "mesh": render_mesh}[kind]
+    render: Any = {"video": render_video, "grid": render_grid, "mesh": render_mesh}[kind]
     _report(render(model, settings, base, listener), chosen.json_output)
 
 
@@ -330,12 +330,12 @@ def load_model(
     from threedgp.runs.run import find_checkpoint
 
     chosen = choose_device(device)
-    repeats = made_with is not None and target is None and which is None
-    if repeats:
-        target, which = made_with["run"], made_with["name"]
+    repeated = made_with if target is None and which is None else None
+    if repeated is not None:
+        target, which = repeated["run"], repeated["name"]
     run, path = find_checkpoint(place, target, which or "best", listener)
     model = TrainedModel.load(path, chosen, data or _training_set(place, run))
-    if repeats and model.sha256 != made_with["sha256"]:
+    if repeated is not None and model.sha256 != repeated["sha256"]:
         raise CheckpointError(
             f"Checkpoint {path} has other weights than the one that render was made with. Name a run to render the "
             "same samples with it."

@@ -84,8 +84,9 @@ class CameraPrior:
         nothing. The coin of a hybrid prior is a 0-dimensional boolean under `origin_coin` or `look_at_coin`
         (true: uniform).
         """
-        config, draws = self.config, {}
-        kinds = {}
+        config = self.config
+        draws: dict[str, Tensor] = {}
+        kinds: dict[str, str] = {}
         for group, names in (("origin", ("yaw", "pitch")), ("look_at", ("la_yaw", "la_pitch"))):
             kind = getattr(config, group).dist
             if kind == "hybrid":
@@ -190,54 +191,62 @@ class CameraPrior:
             "la_pitch": ("look_at.pitch", config.look_at.pitch),
             "la_radius": ("look_at.radius", config.look_at.radius),
         }
-        missing = [f"camera.{path}" for path, r in ranges.values() if r.min is None or r.max is None]
+        bounds = {name: (r.min, r.max) for name, (_, r) in ranges.items() if r.min is not None and r.max is not None}
+        missing = [f"camera.{path}" for name, (path, _) in ranges.items() if name not in bounds]
         if missing:
             raise ConfigError(f"Learning the cameras needs bounds (min and max) for {', '.join(missing)}.")
         radius = config.radius
         return CameraBounds(
-            **{name: (r.min, r.max) for name, (_, r) in ranges.items()},
-            radius=None if radius.min is None or radius.max is None else (radius.min, radius.max),
+            **bounds, radius=None if radius.min is None or radius.max is None else (radius.min, radius.max)
         )
 
 
 def scalar_mean(config: ScalarPriorConfig) -> float:
     """Mean of a number: its mean parameter, or the middle of a uniform interval."""
-    return _middle(config) if config.dist == "uniform" else config.mean
+    return _middle(config) if config.dist == "uniform" else _set(config.mean)
 
 
 def scalar_max(config: ScalarPriorConfig) -> float:
     """Largest value a number can take."""
     if config.dist != "normal":
-        return config.max
-    return config.mean if (config.std or 0.0) <= 1e-8 else math.inf
+        return _set(config.max)
+    return _set(config.mean) if (config.std or 0.0) <= 1e-8 else math.inf
+
+
+def _set(value: float | None) -> float:
+    """A number that `threedgp.config.rules` asks of its distribution."""
+    assert value is not None
+    return value
 
 
 def _middle(config: RangeConfig) -> float:
-    return (config.min + config.max) / 2
+    return (_set(config.min) + _set(config.max)) / 2
 
 
 def _angle_mean(group: str, dist: str, config: RangeConfig) -> float:
     if dist in ("hybrid", "custom"):
         raise ConfigError(f"camera.{group}.dist={dist} has no mean.")
-    return config.mean if dist == "normal" else _middle(config)
+    return _set(config.mean) if dist == "normal" else _middle(config)
 
 
 def _angle(dist: str, config: RangeConfig, draw: Tensor) -> Tensor:
     if dist == "normal":
-        return config.mean + config.std * draw
+        return _set(config.mean) + _set(config.std) * draw
     if dist == "hybrid_uniform":
-        return config.mean + 2 * config.std * (2 * draw - 1)
+        return _set(config.mean) + 2 * _set(config.std) * (2 * draw - 1)
+    low, high = _set(config.min), _set(config.max)
     if dist == "truncnorm":
-        return truncated_normal(draw, _middle(config), config.std, config.min, config.max)
-    return config.min + draw * (config.max - config.min)
+        return truncated_normal(draw, _middle(config), _set(config.std), low, high)
+    return low + draw * (high - low)
 
 
 def _scalar(config: ScalarPriorConfig, draw: Tensor | None, like: Tensor) -> Tensor:
-    if config.dist == "normal":
-        return torch.full_like(like, config.mean)
+    if config.dist == "normal" or draw is None:  # a constant
+        return torch.full_like(like, _set(config.mean))
+    low, high = _set(config.min), _set(config.max)
     if config.dist == "truncnorm":
-        return truncated_normal(draw, config.mean, config.std, config.min, config.max)
-    return config.min + draw * (config.max - config.min)
+        return truncated_normal(draw, _set(config.mean), _set(config.std), low, high)
+    return low + draw * (high - low)
 
 
 def truncated_normal(u: Tensor, center: float, std: float, low: float, high: float) -> Tensor:

@@ -153,7 +153,8 @@ class Stage:
                 "Add --overwrite to make it again, or choose another output with -o."
             )
         remove_leftovers(output)
-        before = earlier.get("files") if isinstance(earlier.get("files"), dict) else {}
+        files = earlier.get("files")
+        before: dict[str, Any] = files if isinstance(files, dict) else {}
         if stage.resume:
             stage.journal, stage.before = Journal.load(output), list(before)
         else:

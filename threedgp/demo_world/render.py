@@ -303,7 +303,7 @@ def _paint_backdrop(backdrop: Backdrop, p: Array, share: Array) -> tuple[Array, 
         tone = tone * (1 + 0.07 * np.sin(board * 12.9)) * np.where(seam, 0.8, 1.0)
     height = np.clip(p[1] / np.float32(backdrop.radius) * 1.1 + 0.35, 0, 1)
     wall = backdrop.low[:, None] * (1 - height) + backdrop.high[:, None] * height
-    albedo = backdrop.ground[:, None] * tone * (1 - share) + wall * (1 + 0.03 * cloud) * share
+    albedo: Array = backdrop.ground[:, None] * tone * (1 - share) + wall * (1 + 0.03 * cloud) * share
     normal = np.stack([np.zeros_like(share), np.ones_like(share), np.zeros_like(share)])
     return albedo, normal, share
 

@@ -254,7 +254,7 @@ def _finished(image: Path, depth: Path, size: int) -> dict | None:
         with Image.open(depth) as file:
             file.load()
             whole &= file.size == (size, size) and file.mode.startswith("I")
-            return json.loads(file.text[RECORD]) if whole else None
+            return json.loads(file.info[RECORD]) if whole else None
     except (OSError, ValueError, KeyError, AttributeError, SyntaxError):
         return None
 

@@ -30,6 +30,7 @@ def caption_strips(texts: Sequence[str], width: int, device: torch.device | str 
     while size > SMALLEST_FONT and max(_font(size).getlength(text) for text in texts) > room:
         size -= 1
     font = _font(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
     ascent, descent = font.getmetrics()
     strips = []
     for text in texts:

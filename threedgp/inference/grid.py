@@ -74,14 +74,13 @@ def parse_panels(text: str) -> list[str]:
 
 def panels(views: Views, shown: Sequence[str]) -> list[Tensor]:
     """The chosen pictures of views, each uint8 [B, 3, h, w]; depth is coloured, near bright."""
-    return [
-        to_uint8(views.rgb) if name == "rgb" else color_depth(views.depth if name == "depth" else views.adapted)
-        for name in shown
-    ]
+    depths = {"depth": views.depth, "adapted": views.adapted}
+    return [to_uint8(views.rgb) if name == "rgb" else color_depth(depths[name]) for name in shown]
 
 
-def color_depth(depth: Tensor) -> Tensor:
+def color_depth(depth: Tensor | None) -> Tensor:
     """Depth [B, 1, h, w] from near (0) to far (1) as colours uint8 [B, 3, h, w]."""
+    assert depth is not None  # whoever asks for it has a model that makes it
     index = ((1.0 - depth[:, 0]) * (COLORS - 1)).round().long().clamp(0, COLORS - 1)
     return _colors(depth.device)[index].permute(0, 3, 1, 2)
 

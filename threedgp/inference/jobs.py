@@ -23,6 +23,7 @@ from threedgp.inference.model import TrainedModel
 from threedgp.inference.sampler import ViewOptions, Views, ViewSampler, require_3d
 from threedgp.inference.settings import (
     GridSettings,
+    MeshSettings,
     PictureSettings,
     SubjectSettings,
     VideoSettings,
@@ -182,8 +183,12 @@ class _Job:
     def styles(self, group: Sequence[Subject]) -> Tensor:
         """[S, num_ws, w_dim], or [S, steps, num_ws, w_dim] between two ends."""
         with torch.no_grad(), self.watch("styles"):
-            ends = [self.model.styles(list(samples), self.settings.truncation) for samples in zip(*group, strict=True)]
-            return ends[0] if self.settings.interpolate is None else interpolate(*ends, self.settings.interpolate)
+            first, *last = (
+                self.model.styles(list(samples), self.settings.truncation) for samples in zip(*group, strict=True)
+            )
+            return (
+                first if self.settings.interpolate is None else interpolate(first, last[0], self.settings.interpolate)
+            )
 
     def prepare(self, group: Sequence[Subject]) -> tuple[Tensor, Camera]:
         """Styles and S·F cameras of a group; an interpolation keeps the camera of its first end."""
@@ -191,6 +196,7 @@ class _Job:
         with self.watch("styles"):
             canonical = self.model.canonical_cameras([subject[0] for subject in group], self.settings.camera)
         self.canonical.append(canonical)
+        assert self.motion is not None  # a 2D model has no cameras
         cameras = self.motion.cameras(canonical)
         if self.motion.frames() < self.frames:
             cameras = cameras.repeat_interleave(self.frames)
@@ -217,7 +223,7 @@ class _Job:
         content["samples"] = [
             dict(zip(("sample", "to"), map(self.model.description, subject), strict=False)) for subject in self.subjects
         ]
-        if self.canonical:
+        if self.canonical and self.motion is not None:
             content["trajectory"] = self.motion.model_dump()
             for entry, row in zip(content["samples"], Camera.cat(self.canonical).to_vector().tolist(), strict=True):
                 entry["camera"] = dict(zip(CAMERA_NUMBERS, row, strict=True))
@@ -239,7 +245,7 @@ def write_job_record(
     Where that describes a render of the same name in another format, it is `<out>.<format>.json`.
     """
     path = out.with_name(f"{out.name}.json")
-    form = getattr(settings, "format", None) or settings.formats[0]
+    form = settings.formats[0] if isinstance(settings, MeshSettings) else settings.model_dump()["format"]
     if recorded_format(path, kind) not in (None, form):
         path = out.with_name(f"{out.name}.{form}.json")
     checkpoint = {"run": model.run, "name": model.checkpoint, "sha256": model.sha256}

@@ -201,7 +201,8 @@ class StyleMapper:
         ws = self._map(z, c, 1.0 if per_class else psi)
         if not per_class:
             return ws
-        means = torch.stack([self.class_mean(sample.cls) for sample in samples])[:, None]  # [S, 1, w_dim]
+        classes = [sample.cls for sample in samples if sample.cls is not None]  # all: the model has classes
+        means = torch.stack([self.class_mean(cls) for cls in classes])[:, None]  # [S, 1, w_dim]
         return truncate(ws, means, psi)
 
     def class_mean(self, cls: int) -> Tensor:

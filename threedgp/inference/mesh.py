@@ -235,6 +235,7 @@ def save_mesh(mesh: Mesh, path: Path) -> None:
         raise MissingExtraError("trimesh", "mesh", "Writing a mesh") from None
     made = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=mesh.colors, process=False)
     content = made.export(file_type=path.suffix.lstrip("."))
+    assert isinstance(content, (str, bytes))  # trimesh gives a dictionary for no format that is offered
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -28,6 +28,7 @@ from threedgp.inference.model import TrainedModel
 from threedgp.inference.preview import draw_mesh
 from threedgp.inference.sampler import ViewOptions, ViewSampler, require_3d
 from threedgp.inference.settings import MeshSettings, build_subjects
+from threedgp.models.generator import Generator
 from threedgp.progress import NULL_PROGRESS, Progress
 
 MOST_REASONS = 4  # in one message
@@ -51,6 +52,7 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
     """
     began = time.perf_counter()
     require_3d(model.generator, "A mesh")
+    assert isinstance(model.generator, Generator)
     samples = [subject[0] for subject in build_subjects(settings, model.profile.data.num_classes)]
     threshold = Threshold.parse(settings.threshold)
     sampler = ViewSampler(model.generator, ViewOptions(size=settings.preview_size, batch=settings.batch))
@@ -68,7 +70,7 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
         level = threshold.level(volume, model.generator.render_options)
         try:
             with sampler.watch("surface"):
-                mesh, volume, corner = _surface(model, planes, volume, level, cube_size, settings)
+                mesh, volume, corner = _surface(model.generator, planes, volume, level, cube_size, settings)
         except SurfaceError as error:
             failed[sample.label] = str(error)
             continue
@@ -90,7 +92,14 @@ def render_mesh(model: TrainedModel, settings: MeshSettings, out: Path, progress
     return Rendered(files, record, len(entries), seconds, failed)
 
 
-def _surface(model: TrainedModel, planes, volume: np.ndarray, level: float, cube_size: float, settings: MeshSettings):
+def _surface(
+    generator: Generator,
+    planes: torch.Tensor,
+    volume: np.ndarray,
+    level: float,
+    cube_size: float,
+    settings: MeshSettings,
+) -> tuple[Mesh, np.ndarray, np.ndarray]:
     """Mesh in world units, the (cropped) volume, and the world coordinates of its first voxel."""
     step = cube_size / (settings.resolution - 1)
     first = np.zeros(3)
@@ -100,7 +109,7 @@ def _surface(model: TrainedModel, planes, volume: np.ndarray, level: float, cube
     corner = first * step - cube_size / 2
     vertices, faces = extract_surface(volume, level, largest_only=not settings.all_components)
     vertices = (vertices * step + corner).astype(np.float32)
-    return Mesh(vertices, faces, vertex_colors(model.generator, planes, vertices)), volume, corner
+    return Mesh(vertices, faces, vertex_colors(generator, planes, vertices)), volume, corner
 
 
 def _save(

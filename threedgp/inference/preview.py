@@ -55,7 +55,8 @@ def draw_mesh(mesh: Mesh, camera: Camera, size: int, *, near: float = 0.0) -> tu
     facing = np.abs((normal * view).sum(axis=-1, keepdims=True))
     pictures[0, pixels] = np.round(color)
     pictures[1, pixels] = np.round(CLAY * (AMBIENT + (1 - AMBIENT) * facing))
-    return tuple(pictures.reshape(2, size, size, 3))
+    colors, clay = pictures.reshape(2, size, size, 3)
+    return colors, clay
 
 
 def _covered(triangles: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

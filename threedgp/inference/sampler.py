@@ -7,7 +7,7 @@ so that a picture depends neither on the batch it was rendered in nor on what wa
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -37,6 +37,17 @@ class Views(NamedTuple):
     rgb: Tensor
     depth: Tensor | None = None
     adapted: Tensor | None = None
+
+    def part(self, some: slice) -> Views:
+        """Some of the B views."""
+        depth, adapted = (None if values is None else values[some] for values in (self.depth, self.adapted))
+        return Views(self.rgb[some], depth, adapted)
+
+    @staticmethod
+    def join(parts: Iterable[Views]) -> Views:
+        """All of the parts, in their order."""
+        rgb, *others = zip(*parts, strict=True)
+        return Views(torch.cat(rgb), *(None if values[0] is None else torch.cat(values) for values in others))
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class ViewSampler:
         if not 1 <= self.size <= LARGEST_SIZE:
             raise UsageError(f"--size {self.size}: pictures have sides of 1 to {LARGEST_SIZE} pixels.")
         self.is_2d = isinstance(generator, StyleGAN2Generator)
-        if self.is_2d:
+        if isinstance(generator, StyleGAN2Generator):
             if self.size != generator.img_resolution:
                 raise UsageError(
                     f"--size {self.size}: this 2D model (model.kind=stylegan2) only makes pictures of "
@@ -119,11 +130,18 @@ class ViewSampler:
 
     # ------------------------------------------------------------------------------------------------------- 3D models
 
+    @property
+    def generator_3d(self) -> Generator:
+        """Raises `UsageError` for a 2D model."""
+        require_3d(self.generator, "This")
+        assert isinstance(self.generator, Generator)
+        return self.generator
+
     def planes(self, ws: Tensor) -> Tensor:
         """Feature planes [S, 3, F, H, W] of styles [S, num_ws, w_dim], computed once however many views follow."""
         with torch.no_grad(), exact_arithmetic(), self.watch("planes"):
             parts = [
-                self.generator.synthesize_planes(part, noise_mode="const") for part in ws.split(self.options.batch)
+                self.generator_3d.synthesize_planes(part, noise_mode="const") for part in ws.split(self.options.batch)
             ]
             return torch.cat(parts)
 
@@ -142,11 +160,11 @@ class ViewSampler:
                 own = cameras[index * per_sample : (index + 1) * per_sample]
                 for first in range(0, per_sample, batch):
                     parts.append(self._view(planes[index : index + 1], own[first : first + batch]))
-        return _join(parts)
+        return Views.join(parts)
 
     def _view(self, planes: Tensor, cameras: Camera) -> Views:
         with torch.no_grad(), exact_arithmetic(), self.watch("rays"):
-            output = self.generator.render(
+            output = self.generator_3d.render(
                 planes, cameras, resolution=self.size, options=self.render_options, adapt_depth=self.options.adapted
             )
             near, far = self.render_options.near, self.render_options.far
@@ -164,17 +182,17 @@ class ViewSampler:
         frames = len(cameras) // samples
         grid = cameras.to_vector().unflatten(0, (samples, frames))  # [S, F, 8]
         moving = ws.ndim == 4
-        planes = None if moving else self.planes(ws)
+        planes = ws if moving else self.planes(ws)
         at_once = 1 if moving else max(self.options.batch // samples, 1)
         for first in range(0, frames, at_once):
             some = Camera.from_vector(grid[:, first : first + at_once].flatten(0, 1))
             if moving:
-                yield _join([self._moving(ws[part, first], some[part]) for part in self._parts(samples)])
+                yield Views.join([self._moving(ws[part, first], some[part]) for part in self._parts(samples)])
                 continue
             views = self.views(planes, some)
             count = len(some) // samples
             for frame in range(count):
-                yield Views(*(None if values is None else values[frame::count] for values in views))
+                yield views.part(slice(frame, None, count))
 
     def _moving(self, ws: Tensor, cameras: Camera) -> Views:
         return self._view(self.planes(ws), cameras)
@@ -191,14 +209,13 @@ class ViewSampler:
         if ws.ndim == 4:
             for index in range(samples):
                 own = cameras[index * frames : (index + 1) * frames]
-                yield _join([self._moving(ws[index, part], own[part]) for part in self._parts(frames)])
+                yield Views.join([self._moving(ws[index, part], own[part]) for part in self._parts(frames)])
             return
         for part in self._parts(samples):
             planes = self.planes(ws[part])
             views = self.views(planes, cameras[part.start * frames : part.stop * frames])
             for index in range(len(planes)):
-                own = slice(index * frames, (index + 1) * frames)
-                yield Views(*(None if values is None else values[own] for values in views))
+                yield views.part(slice(index * frames, (index + 1) * frames))
 
     def _parts(self, count: int) -> list[slice]:
         batch = self.options.batch
@@ -208,6 +225,7 @@ class ViewSampler:
 
     def pictures(self, ws: Tensor) -> Iterator[Views]:
         """Pictures of a 2D model, one at a time: [S, num_ws, w_dim], or [S, T, num_ws, w_dim] for T a sample."""
+        assert isinstance(self.generator, StyleGAN2Generator)
         for part in self._parts(len(ws)):
             own = ws[part] if ws.ndim == 4 else ws[part, None]  # [s, T, num_ws, w_dim]
             images = []
@@ -267,7 +285,3 @@ def exact_arithmetic() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul
-
-
-def _join(parts: list[Views]) -> Views:
-    return Views(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))

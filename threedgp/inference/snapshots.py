@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from threedgp.camera.trajectories import FrontCircle
 from threedgp.config.schema import Profile
@@ -21,6 +21,7 @@ from threedgp.inference.grid import color_depth, make_grid, panels, to_uint8, vi
 from threedgp.inference.latents import Sample, StyleMapper, plan_samples
 from threedgp.inference.sampler import ViewOptions, Views, ViewSampler, require_3d
 from threedgp.inference.video import open_video
+from threedgp.models.generator import Generator
 from threedgp.models.stylegan2 import StyleGAN2Generator
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ VIDEO_FPS, VIDEO_CRF = 25.0, 20
 
 
 def sample_sheet(
-    generator: nn.Module,
+    generator: Generator | StyleGAN2Generator,
     profile: Profile,
     *,
     seed: int = 0,
@@ -66,9 +67,9 @@ def sample_sheet(
         depth_shown = None if sampler.is_2d else ("adapted" if sampler.options.adapted else "depth")
         ws, _ = _styles(sampler, profile, samples, data_angles)
         if sampler.is_2d:
-            views = _gather(sampler.pictures(ws))
+            views = Views.join(sampler.pictures(ws))
         else:
-            views = _gather(sampler.by_sample(ws, posterior_cameras(generator, profile, samples, data_angles)))
+            views = Views.join(sampler.by_sample(ws, posterior_cameras(generator, profile, samples, data_angles)))
     tiles = to_uint8(views.rgb).unflatten(0, (rows, columns))  # [rows, columns, 3, h, w]
     if depth_shown is not None:
         depth = color_depth(getattr(views, depth_shown)).unflatten(0, (rows, columns))
@@ -78,7 +79,7 @@ def sample_sheet(
 
 
 def short_video(
-    generator: nn.Module,
+    generator: Generator | StyleGAN2Generator,
     profile: Profile,
     path: Path | str,
     *,
@@ -113,7 +114,7 @@ def short_video(
             add(make_grid(torch.cat(panels(views, shown), dim=-1), video_columns(count)))
 
 
-def _sampler(generator: nn.Module, profile: Profile) -> ViewSampler:
+def _sampler(generator: Generator | StyleGAN2Generator, profile: Profile) -> ViewSampler:
     adapted = getattr(generator, "depth_adaptor", None) is not None
     options = ViewOptions(step_multiplier=1.0, adapted=adapted, batch=profile.training.test_batch_gpu)
     return ViewSampler(generator, options)
@@ -126,15 +127,12 @@ def _styles(sampler: ViewSampler, profile: Profile, samples: list[Sample], data_
     camera = None
     if sees_camera or not isinstance(generator, StyleGAN2Generator):
         camera = mean_camera(generator, profile, data_angles)
-    return StyleMapper(generator.mapping, camera.angles if sees_camera else None)(samples, 1.0), camera
-
-
-def _gather(views: Iterator[Views]) -> Views:
-    return Views(*(None if values[0] is None else torch.cat(values) for values in zip(*views, strict=True)))
+    angles = camera.angles if sees_camera and camera is not None else None
+    return StyleMapper(generator.mapping, angles)(samples, 1.0), camera
 
 
 @contextmanager
-def _evaluation(generator: nn.Module) -> Iterator[None]:
+def _evaluation(generator: Generator | StyleGAN2Generator) -> Iterator[None]:
     training = generator.training
     generator.eval()
     try:

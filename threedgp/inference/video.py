@@ -122,19 +122,19 @@ class _Encoder:
 
     def add(self, frame: Tensor) -> None:
         pixels = np.ascontiguousarray(frame.permute(1, 2, 0).cpu().numpy())  # [H, W, 3]
+        size = (pixels.shape[0], pixels.shape[1])
         if self.process is None:
-            self.size = pixels.shape[:2]
-            self._start()
-        if pixels.shape[:2] != self.size:
-            raise ValueError(f"a frame of {pixels.shape[:2]} in a video of {self.size}")
+            self.size, self.process = size, self._start(*size)
+        if size != self.size:
+            raise ValueError(f"a frame of {size} in a video of {self.size}")
+        assert self.process.stdin is not None
         try:
             self.process.stdin.write(pixels)
         except OSError:  # ffmpeg is gone; what it said is worth more than "broken pipe"
             self.finish()
             raise
 
-    def _start(self) -> None:
-        height, width = self.size
+    def _start(self, height: int, width: int) -> subprocess.Popen:
         check_frame(self.kind, height, width)
         arguments = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y"]
         arguments += [
@@ -150,7 +150,7 @@ class _Encoder:
             "-",
         ]
         arguments += [*_encoding(self.kind, self.crf), "-fflags", "+bitexact", "-flags:v", "+bitexact"]
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             [*arguments, str(self.temporary.resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -162,6 +162,7 @@ class _Encoder:
         """Close the file and check it."""
         if self.process is None:
             raise ValueError("a video needs at least one frame")
+        assert self.process.stdin is not None
         with suppress(OSError):  # a pipe that ffmpeg has left; its exit code tells
             self.process.stdin.close()
         code = self.process.wait()

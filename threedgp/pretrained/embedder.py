@@ -101,7 +101,7 @@ class FeatureExtractor:
         self.preprocess = preprocess
         self.device = torch.device(device)
         self.network = network.eval().requires_grad_(False).to(self.device)
-        self._prepare = prepare
+        self.prepare = prepare
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last)
 
@@ -120,7 +120,7 @@ class FeatureExtractor:
         images = images.to(self.device)
         parts = images.split(CPU_PART) if self.device.type == "cpu" else (images,)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            return [self.network(self._prepare(part)) for part in parts]
+            return [self.network(self.prepare(part)) for part in parts]
 
 
 class InceptionExtractor(FeatureExtractor):
@@ -190,9 +190,9 @@ def build_backbone(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float
         name = canonical_name(name)
         return timm.create_model(TIMM_TAGS.get(name, name), pretrained=False), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     extractor = build_extractor(name)
-    if not isinstance(extractor._prepare, Preprocess) or not hasattr(extractor.network, "forward_intermediates"):
+    if not isinstance(extractor.prepare, Preprocess) or not hasattr(extractor.network, "forward_intermediates"):
         raise UsageError(f"The network {name} does not give its inner feature maps; choose one of timm that does.")
-    return extractor.network, extractor._prepare.mean, extractor._prepare.std
+    return extractor.network, extractor.prepare.mean, extractor.prepare.std
 
 
 def _efficientnet_lite0(path: Path) -> nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -193,8 +193,11 @@ class _Rays(NamedTuple):
     draws: RenderDraws
 
     def part(self, first: int, last: int) -> _Rays:
-        draws = RenderDraws(*(None if draw is None else draw[:, first:last] for draw in self.draws))
-        return _Rays(*(values[:, first:last] for values in self[:4]), draws)
+        rays = slice(first, last)
+        jitter, u, *noise = self.draws
+        draws = RenderDraws(jitter[:, rays], u[:, rays], *(None if draw is None else draw[:, rays] for draw in noise))
+        start, end = self.start[:, rays], self.end[:, rays]
+        return _Rays(self.origins[:, rays], self.directions[:, rays], start, end, draws)
 
     def distances(self, s: Tensor) -> Tensor:
         """Normalised positions [B, R, N] to world distances."""
@@ -228,7 +231,8 @@ def _render_bundle(field: Field, rays: _Rays, options: RenderOptions) -> RayColo
                 weights = _weights(sigma, s_coarse, options)
                 s_fine = importance_samples(s_coarse, weights, draws.u, options.marcher)
         t_fine = rays.distances(s_fine)
-        fine = RaySamples(*_query(field, rays, t_fine, draws.noise_fine, options), t_fine)
+        rgb_fine, sigma_fine = _query(field, rays, t_fine, draws.noise_fine, options)
+        fine = RaySamples(rgb_fine, sigma_fine, t_fine)
     plain = functools.partial(_composite, options=options)
     if fused:
         white = rgb.shape[-1] if options.white_back else 0
@@ -299,7 +303,7 @@ def _weights(sigma: Tensor, distances: Tensor, options: RenderOptions) -> Tensor
 
 
 def _march(rgb: Tensor, sigma: Tensor, distances: Tensor, options: RenderOptions) -> marching.Composite:
-    common = {
+    common: dict[str, Any] = {
         "use_inf_depth": options.use_inf_depth,
         "cut_quantile": options.cut_quantile,
         "white_back": rgb.shape[-1] if options.white_back else 0,
