@@ -223,7 +223,7 @@ def _render_rows(stage: Stage, camera: Array, size: int, top: int, bottom: int) 
     depth[behind] = distance
     points = [view.eye[:, None].astype(np.float32) + distance * direction]
     where = [behind]
-    surfaces = [_paint_backdrop(stage.backdrop, points[0], share)]
+    surfaces: list[tuple[Array, Array, Array | float]] = [_paint_backdrop(stage.backdrop, points[0], share)]
     for number, part in enumerate(stage.thing.parts):
         hit = np.nonzero(owner == number)
         if len(hit[0]):
