@@ -21,6 +21,7 @@ from threedgp.launch.plan import (
     outcome,
     plan_run,
 )
+from threedgp.models.build import build_discriminator
 from threedgp.ops import native
 from threedgp.processes import World
 from threedgp.runs.checkpoint import save_checkpoint
@@ -192,6 +193,16 @@ def test_the_estimate_of_the_state_is_what_the_state_takes(profile):
         if key != "step"
     ]
     assert estimate_memory(profile, 4).state == sum(value.nbytes for value in held)
+
+
+def test_the_feature_discriminator_and_its_frozen_network_take_memory(profile):
+    with_eyes = tiny_profile(*OVERRIDES, "model.feature_discriminator={weight: 0.25, input_size: 32}")
+    discriminator = build_discriminator(with_eyes)
+    heads = sum(p.nbytes for p in discriminator.feature_discriminator.parameters())
+    frozen = sum(p.nbytes for p in discriminator.feature_discriminator.network.parameters())
+    before, after = estimate_memory(profile, 4), estimate_memory(with_eyes, 4)
+    assert after.state - before.state == pytest.approx(4 * heads + frozen, rel=0.02)  # batch norms are folded later
+    assert after.activations > before.activations
 
 
 @pytest.mark.parametrize("name", ["imagenet256", "epigraf256", "stylegan2-256"])

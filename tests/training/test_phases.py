@@ -48,7 +48,7 @@ VARIANTS = {
         "model.discriminator.camera_conditioning.enabled=true",
     ),
     "features": ("model.feature_discriminator={weight: 0.25, input_size: 32}", "training.reuse_fakes=true"),
-    "features of hinge pairs": ("loss.adversarial=hinge", "model.feature_discriminator={weight: 1.0, augment: false}"),
+    "features of hinge": ("loss.adversarial=hinge", "model.feature_discriminator={weight: 1.0, augment: false}"),
     "features of relativistic pairs": (
         "loss.adversarial=relativistic",
         "model.feature_discriminator={weight: 0.25, input_size: 32}",
@@ -339,7 +339,7 @@ def test_reused_fakes_and_maps_are_those_that_the_generator_made(adversarial):
     run(setup, generator, real, make_draws(profile, "G"))
     (made,) = setup.made
     assert not made.fake.images.requires_grad
-    assert not any(x.requires_grad for x in made.fake_maps)
+    assert not any(x.requires_grad for x in made.maps)
     passes = []
     hook = setup.generator.mapping.register_forward_hook(lambda *_: passes.append(1))
     result = run(setup, discriminator, real, make_draws(profile, "D"))

@@ -38,6 +38,8 @@ def estimate_memory(profile: Profile, micro_batch: int) -> Memory:
         networks: dict[str, torch.nn.Module] = {"G": G, "D": D}
         parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
         own = {p.untyped_storage()._cdata for network in networks.values() for p in network.parameters()}
+        if D.feature_discriminator is not None:  # frozen, and registered nowhere
+            own |= {p.untyped_storage()._cdata for p in D.feature_discriminator.network.parameters()}
         kept: dict[int, torch.Tensor] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -48,6 +50,8 @@ def estimate_memory(profile: Profile, micro_batch: int) -> Memory:
             _generator_step(profile, G, D, micro_batch)
     activations = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
     state = sum(4 * STATE_COPIES[name] * count for name, count in parameters.items())
+    if D.feature_discriminator is not None:
+        state += sum(p.untyped_storage().nbytes() for p in D.feature_discriminator.network.parameters())
     return Memory(state, activations, parameters)
 
 
@@ -62,4 +66,7 @@ def _generator_step(profile: Profile, G: Generator | StyleGAN2Generator, D: Disc
         patch = pair if profile.training.patch.enabled else None
         depth = profile.training.use_depth
         images = G.synthesize(ws, camera, concat_depth=depth, patch_scales=patch, patch_offsets=patch).img
-    return D(images, c, pair, pair, angles, False).logits.sum()
+    loss = D(images, c, pair, pair, angles, False).logits.sum()
+    if D.feature_discriminator is not None:
+        loss = loss + D.feature_discriminator(images[:, :3], c).sum()
+    return loss

@@ -1,8 +1,9 @@
 """A second discriminator that sees colours through the eyes of a frozen, pretrained network.
 
 Source: Projected GANs (arXiv 2111.01007), Sec. 3: feature maps of several stages, mixed across channels and scales by
-fixed random convolutions so that no stage can be ignored, each judged by a small network of its own. It sees no depth:
-what keeps the geometry honest is the first discriminator, beside which this one must stay weak.
+fixed random convolutions so that no stage can be ignored, each judged by a small network of its own. Its loss is the
+hinge, whatever the first discriminator's is. It sees no depth: what keeps the geometry honest is the first
+discriminator, beside which this one must stay weak.
 """
 
 from __future__ import annotations

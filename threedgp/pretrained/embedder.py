@@ -188,7 +188,7 @@ def build_backbone(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float
         import timm
 
         name = canonical_name(name)
-        return timm.create_model(TIMM_TAGS.get(name, name), pretrained=False), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        return timm.create_model(TIMM_TAGS.get(name, name), num_classes=0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     extractor = build_extractor(name)
     if not isinstance(extractor.prepare, Preprocess) or not hasattr(extractor.network, "forward_intermediates"):
         raise UsageError(f"The network {name} does not give its inner feature maps; choose one of timm that does.")

@@ -60,13 +60,12 @@ class Setup:
 @dataclass(frozen=True)
 class Made:
     """What the generator's phase of a micro-batch leaves to the discriminator's, detached: its fakes, their styles, and
-    the frozen network's feature maps of fakes and reals, where it had to look at them.
+    the frozen network's feature maps of them, if there is one.
     """
 
     fake: DiscriminatorInput
     ws: Tensor
-    fake_maps: list[Tensor] | None = None
-    real_maps: list[Tensor] | None = None
+    maps: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -324,32 +323,25 @@ def generator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float) ->
     patches = draws.patches("fake", batch)
     fake = run_G(setup, fakes, draws, patches)
     shown = _fake_input(fake, fakes, patches)
-    shown_real = _real_input(setup, real, patches) if paired else None
     fake_logits, _ = run_D(setup, shown, draws)
     real_logits = None
-    if shown_real is not None:
+    if paired:
         with torch.no_grad():
-            real_logits, _ = run_D(setup, shown_real, draws)
+            real_logits, _ = run_D(setup, _real_input(setup, real, patches), draws)
     adversarial = losses.generator_loss(setup.profile.loss.adversarial, fake_logits, real_logits)
     _scores(result.stats, "fake", fake_logits)
     result.stats["Loss/G/loss"] = adversarial.detach()
 
     total = adversarial.mean()
-    fake_maps, real_maps, network = None, None, setup.discriminator.feature_discriminator
+    maps, network = None, setup.discriminator.feature_discriminator
     if network is not None:
-        fake_maps = feature_maps(setup, shown, draws, "fake")
-        seen, seen_real = network.judge(fake_maps, fakes.c), None
-        if shown_real is not None:
-            with torch.no_grad():
-                real_maps = feature_maps(setup, shown_real, draws, "real")
-                seen_real = network.judge(real_maps, real.labels)
-        by_features = losses.generator_loss(setup.profile.loss.adversarial, seen, seen_real)
+        maps = feature_maps(setup, shown, draws, "fake")
+        by_features = losses.generator_loss("hinge", network.judge(maps, fakes.c))
         result.stats["Loss/G/features"] = by_features.detach()
         total = total + setup.profile.model.feature_discriminator.weight * by_features.mean()
     if setup.profile.training.reuse_fakes:
         detached = shown._replace(images=shown.images.detach(), angles=shown.angles.detach())
-        maps = None if fake_maps is None else [x.detach() for x in fake_maps]
-        setup.made.append(Made(detached, fake.ws.detach(), maps, real_maps))
+        setup.made.append(Made(detached, fake.ws.detach(), None if maps is None else [x.detach() for x in maps]))
     if setup.profile.training.learn_camera and isinstance(setup.generator, Generator):
         total = total + _camera_regularization(setup, setup.generator, draws, result.stats)
     (total * gain).backward()
@@ -420,10 +412,10 @@ def discriminator_phase(setup: Setup, real: RealBatch, draws: Draws, gain: float
     network = setup.discriminator.feature_discriminator
     if network is not None:
         with torch.no_grad():
-            fake_maps = made.fake_maps or feature_maps(setup, made.fake, draws, "fake")
-            real_maps = made.real_maps or feature_maps(setup, shown_real, draws, "real")
+            fake_maps = made.maps or feature_maps(setup, made.fake, draws, "fake")
+            real_maps = feature_maps(setup, shown_real, draws, "real")
         seen_fake, seen_real = network.judge(fake_maps, made.fake.labels), network.judge(real_maps, real.labels)
-        by_features = losses.discriminator_loss(loss.adversarial, seen_fake, seen_real, loss.logits_clamp)
+        by_features = losses.discriminator_loss("hinge", seen_fake, seen_real)
         result.stats["Loss/D/features"] = by_features.detach()
         total = total + setup.profile.model.feature_discriminator.weight * by_features.mean()
     if features is not None:
