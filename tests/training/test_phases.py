@@ -47,7 +47,10 @@ VARIANTS = {
         "model.generator.camera_conditioning.enabled=true",
         "model.discriminator.camera_conditioning.enabled=true",
     ),
-    "features": ("model.feature_discriminator={weight: 0.25, input_size: 32}", "training.reuse_fakes=true"),
+    "features": (
+        "model.feature_discriminator={weight: 0.25, input_size: 32, augment: true}",
+        "training.reuse_fakes=true",
+    ),
     "features of hinge": ("loss.adversarial=hinge", "model.feature_discriminator={weight: 1.0, augment: false}"),
     "features of relativistic pairs": (
         "loss.adversarial=relativistic",

@@ -261,7 +261,7 @@ class FeatureDiscriminatorConfig(Section):
     network: str = Field("tf_efficientnet_lite0", pattern=NETWORK_NAME, description="timm network, frozen")
     stages: list[Layers] = Field(default=[1, 2, 3, 4], min_length=1, max_length=16, description="its feature maps")
     input_size: int = Field(64, ge=32, le=1024, description="side in pixels to which it is shown images")
-    augment: bool = Field(True, description="change colours, place and parts of what it sees (DiffAugment)")
+    augment: bool = Field(False, description="change colours, place and parts of what it sees (DiffAugment)")
     channels: Width = Field(64, description="of the randomly mixed maps")
     width: Width = Field(64, description="channels of the heads")
 
