@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import joblib
 import pytest
 
 from threedgp.data import workers
@@ -34,6 +35,15 @@ def test_a_full_disk_comes_back_as_what_it_is(jobs):
 def test_a_killed_worker_is_a_sentence():
     with pytest.raises(DataError, match="worker process was killed"):
         list(parallel(os._exit, range(4), jobs=2))
+
+
+def test_a_pool_of_joblib_in_the_same_process_is_left_alone():
+    def doubled():
+        return joblib.Parallel(n_jobs=2)(joblib.delayed(operator.mul)(number, 2) for number in range(3))
+
+    assert list(parallel(operator.neg, range(3), jobs=2)) == [0, -1, -2]
+    assert doubled() == [0, 2, 4]
+    assert list(parallel(operator.neg, range(3), jobs=2)) == [0, -1, -2]
 
 
 def test_missing_backends_say_what_to_install():

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from itertools import chain, count, islice
 from typing import Literal, TypeVar
 
@@ -89,13 +89,20 @@ def parallel(
     return _local(function, items, jobs)
 
 
+@cache
+def _pool(jobs: int, parent: int) -> Executor:
+    """Workers that outlive a call. They are our own: joblib breaks when others use the pool that loky has for all."""
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(jobs, timeout=IDLE_SECONDS, initializer=end_with, initargs=(parent,))
+
+
 def _local(function: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[Result]:
     from multiprocessing import resource_tracker
 
-    from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    pool = get_reusable_executor(jobs, timeout=IDLE_SECONDS, initializer=end_with, initargs=(os.getpid(),))
+    pool = _pool(jobs, os.getpid())
     resource_tracker.ensure_running()  # starting later, it would unblock the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -106,6 +113,7 @@ def _local(function: Callable[[Item], Result], items: Iterable[Item], jobs: int)
         pieces = map_in(pool, partial(_each, function), _chunks(items, 4 * jobs), 3 * jobs)
         yield from chain.from_iterable(pieces)
     except TerminatedWorkerError:
+        _pool.cache_clear()  # it can't be used any more
         raise DataError(
             "A worker process was killed, most likely because memory ran out. "
             "Run the same command again with fewer jobs (-j 1); finished work is kept."

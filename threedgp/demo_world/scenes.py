@@ -16,18 +16,18 @@ it), or exactly.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from threedgp.colormap import depth_colormap
-from threedgp.cores import available_cores
 from threedgp.data.images import write_image
+from threedgp.data.workers import parallel
 from threedgp.demo_world.render import CLASSES, FAR, NEAR, Scene, render_scene
 from threedgp.errors import DataError, UsageError
 from threedgp.files import TEMPORARY_MARK, atomic_path, read_json, write_json
@@ -47,7 +47,6 @@ __all__ = [
 SMALLEST, LARGEST = 16, 2048  # pixels
 FULL_SCALE = 60000  # the largest value in a stored depth map, as depth estimators here write it
 VERSION = 1  # raise when the same seed gives other pictures
-IMAGES_PER_TASK = 16
 RECORD = "threedgp-demo"  # key of the text in each depth file that holds the image's line of cameras.json
 PAPER = (246, 244, 238)
 
@@ -201,15 +200,7 @@ def _claim(root: Path, settings: dict, count: int) -> None:
 
 def _rendered(root: Path, count: int, settings: dict, jobs: int | None) -> Iterator[tuple[dict, bool]]:
     """The record of each image in order, and whether it had to be rendered."""
-    tasks = [range(first, min(first + IMAGES_PER_TASK, count)) for first in range(0, count, IMAGES_PER_TASK)]
-    workers = min(jobs or available_cores(), len(tasks))
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
-    for batch in parallel(joblib.delayed(_write_some)(root, task, settings) for task in tasks):
-        yield from batch
-
-
-def _write_some(root: Path, indices: Sequence[int], settings: dict) -> list[tuple[dict, bool]]:
-    return [_write_one(root, index, **settings) for index in indices]
+    return parallel(partial(_write_one, root.resolve(), **settings), range(count), jobs=jobs)
 
 
 def _write_one(root: Path, index: int, version: int, size: int, seed: int, exact_depth: bool) -> tuple[dict, bool]:
