@@ -152,6 +152,7 @@ def _score(
     """Plan, check, score a checkpoint, and report."""
     from threedgp.config.metric_names import EFFLITE0, parse_metric
     from threedgp.config.workspace import Workspace
+    from threedgp.pretrained.names import canonical_name
     from threedgp.runs.run import find_checkpoint, load_generator
 
     images, networks, depth = images or ImageOptions(), networks or NetworkOptions(), depth or DepthOptions()
@@ -168,7 +169,7 @@ def _score(
     if profile.model.kind == "stylegan2" and len(families) > 1:
         families = [family for family in families if family != "nfs"]
     specs = _specs(families, images.number, offline, images.num_real, num_depth, depth.quantile == "per-image")
-    if offline and EFFLITE0 in profile.teachers and is_first():
+    if offline and EFFLITE0 in map(canonical_name, profile.teachers) and is_first():
         listener.note(
             f"{EFFLITE0} also trained this model, so its scores flatter; a judge of its own: 3dgp eval classes"
         )
@@ -325,7 +326,7 @@ def classes(
 ) -> None:
     """Is the class recognised, straight and turned, by a small network that learned shapes; depth by class."""
     from threedgp.config.workspace import Workspace
-    from threedgp.data.dataset import open_training_set
+    from threedgp.data.dataset import TrainingSet, open_training_set
     from threedgp.files import best_effort
     from threedgp.metrics.class_scores import score_classes
     from threedgp.metrics.scored_samples import Sampler
@@ -339,7 +340,12 @@ def classes(
     given = str(model.data) if model.data else None
     training_set = open_training_set(run.profile, training_data(place, run.profile, run, given))
     sampler = Sampler(load_generator(path, device), run.profile, training_set, model.seed)
-    other = None if judge == "own" else open_training_set(run.profile, Path(judge))
+    other = None
+    if judge != "own":
+        data = run.profile.data
+        other = TrainingSet(
+            judge, resolution=data.resolution, num_classes=data.num_classes, use_depth=False, mirror=False
+        )
     result = score_classes(sampler, training_set, learn_from=other, count=number, progress=listener)
     line = result.line(path.name) | {"judge": judge}
     with best_effort(f"The line in {run.metrics_file}", listener):

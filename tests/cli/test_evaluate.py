@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,19 @@ def workspace(tmp_path_factory):
     save_checkpoint(run.checkpoints_folder, {"G_ema": state}, {}, nimg=2000, profile=profile)
     write_images(folder / "data" / "photos" / "32", 10, 0, size=32)
     return folder
+
+
+def test_a_score_by_the_network_that_trained_the_model_says_so(workspace, run_eval):
+    assert "also trained this model" in run_eval(workspace, "fid", "--n", 4).stderr
+    run = Run.create(
+        Workspace.find(workspace), load_profile("tiny-cpu", [*SMALL, "loss.distillation.weight=0.0"]), "own"
+    )
+    state = build_generator(run.profile).state_dict()
+    save_checkpoint(run.checkpoints_folder, {"G_ema": state}, {}, nimg=1000, profile=run.profile)
+    answer = run_eval(workspace, "fid", "own", "--n", 4)
+    shutil.rmtree(run.folder)  # the other tests score the newest run
+    assert answer.returncode == 0
+    assert "also trained this model" not in answer.stderr
 
 
 def test_nfs_of_the_newest_run(workspace, run_eval):

@@ -9,6 +9,7 @@ from tests.training.small import tiny_profile
 from tests.training.tiny_runs import write_training_set
 from threedgp.data.dataset import TrainingSet
 from threedgp.errors import UsageError
+from threedgp.files import read_json, write_json
 from threedgp.metrics import class_scores
 from threedgp.metrics.scored_samples import Sampler
 from threedgp.models.build import build_generator
@@ -60,8 +61,14 @@ def test_a_judge_of_another_set_compares_with_all_real_images(dataset, tmp_path)
         dataset.names
     )
     three = TrainingSet(tmp_path / "other", resolution=16)
-    with pytest.raises(UsageError, match="0 classes and the training set 4"):
+    with pytest.raises(UsageError, match=r"other must have the classes of the training set .*set"):
         score_classes(make_sampler(dataset), dataset, learn_from=three, count=8)
+    write_json(
+        tmp_path / "other" / "dataset.json", read_json(tmp_path / "other" / "dataset.json") | {"classes": list("dcba")}
+    )
+    named = TrainingSet(tmp_path / "other", resolution=16, num_classes=4)
+    with pytest.raises(UsageError, match="same names in the same order"):
+        score_classes(make_sampler(dataset), dataset, learn_from=named, count=8)
 
 
 def test_a_model_without_classes_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import copy
 import os
 import threading
 import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def classes_of(names: list[str]) -> list[str]:
     return sorted({name.split("/", 1)[0] for name in names if "/" in name})
 
 
-class ImageSource:
+class ImageSource(ABC):
     """The pictures of a folder or zip, in the order of Unicode code points of their whole paths, `/` between folders.
 
     Attributes:
@@ -95,16 +96,16 @@ class ImageSource:
         self.depth_names: list[str] = []
         self.left_out: list[str] = []
 
-    def __contains__(self, name: str) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def __contains__(self, name: str) -> bool: ...
 
+    @abstractmethod
     def read(self, name: str, count: int = -1) -> bytes:
         """The whole file, or its first `count` bytes. Raises `DataError` with the reason when it cannot be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stamp(self, name: str) -> str:
         """Another stamp means that the content may be another; `UNREADABLE` for a file that is not there."""
-        raise NotImplementedError
 
     def without_names(self) -> Self:
         """A copy that can only `read`: what is sent to worker processes with every batch of work."""

@@ -62,8 +62,11 @@ def score_classes(
     classes = dataset.num_classes
     if classes < 2:
         raise UsageError("Class scores need a model with classes (data.num_classes of at least 2).")
-    if learn_from is not None and learn_from.num_classes != classes:
-        raise UsageError(f"The judge's set has {learn_from.num_classes} classes and the training set {classes}.")
+    if learn_from is not None and (learn_from.num_classes, learn_from.classes) != (classes, dataset.classes):
+        raise UsageError(
+            f"The judge's set {learn_from.source.root} must have the classes of the training set "
+            f"{dataset.source.root}, with the same names in the same order: see dataset.json in both."
+        )
     images, labels, real_depth = _real_side(dataset, progress)
     lesson, shown, shown_labels = (images, labels), images, labels
     if learn_from is None:

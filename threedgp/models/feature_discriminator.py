@@ -135,7 +135,8 @@ class FeatureDiscriminator(nn.Module):
         """Mixed maps of images [B, 3, H, W] in [−1, 1], one a stage, fine ones first: float32 [B, channels, h, w]."""
         x = F.interpolate(images, [self.config.input_size] * 2, mode="bilinear", align_corners=False)
         dtype = compute_dtype(self.scale, self.low_precision)
-        self.network.to(dtype)
+        if next(self.network.parameters()).dtype != dtype:
+            self.network.to(dtype)
         maps = self._maps((x * self.scale + self.shift).to(dtype, memory_format=torch.channels_last))
         mixed: list[Tensor] = []
         for i in reversed(range(len(maps))):
